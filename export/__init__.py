@@ -1,0 +1,1 @@
+"""Train, export, verify and publish convolutional classifiers into a model repository."""

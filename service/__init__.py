@@ -1,0 +1,3 @@
+"""Fovea's gateway: image bytes in, calibrated classes out."""
+
+__version__ = "0.1.0"

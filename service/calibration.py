@@ -1,0 +1,126 @@
+"""From logits to calibrated probabilities, prediction sets and abstention; fitting and applying side by side.
+
+Sources: temperature scaling and expected calibration error, Guo et al. 2017 (arXiv:1706.04599); split conformal
+prediction with the least ambiguous sets, Sadinle, Lei and Wasserman 2019 (arXiv:1609.00451); energy as a score of
+unfamiliar inputs, Liu et al. 2020 (arXiv:2010.03759).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+Ints = NDArray[np.integer]
+
+BINS = 15
+
+
+def probabilities(logits: Floats, temperature: float = 1.0) -> Floats:
+    """Softmax of `logits / temperature`.
+
+    Args:
+        logits: `[..., K]`.
+        temperature: > 0; above 1 it softens, below 1 it sharpens.
+
+    Returns:
+        `[..., K]`, each row summing to 1.
+    """
+    raised = np.exp((logits - logits.max(axis=-1, keepdims=True)) / temperature)
+    return np.asarray(raised / raised.sum(axis=-1, keepdims=True))
+
+
+def energy(logits: Floats) -> Floats:
+    """Free energy `-log(sum(exp(logits)))`, `[..., K]` to `[...]`: low for familiar images, high for others."""
+    top = logits.max(axis=-1)
+    return np.asarray(-(top + np.log(np.exp(logits - top[..., None]).sum(axis=-1))))
+
+
+def fit_temperature(logits: Floats, labels: Ints) -> float:
+    """The temperature with the least negative log-likelihood on held-out data.
+
+    The likelihood is convex in 1/temperature and its derivative is monotone, so bisection finds the optimum.
+
+    Args:
+        logits: `[N, K]`.
+        labels: `[N]`, the true classes.
+
+    Returns:
+        A temperature in [0.05, 20]; the upper end if the logits tell nothing, the lower if they are never wrong.
+    """
+    logits = logits.astype(np.float64)
+    rows = np.arange(len(labels))
+
+    def slope(beta: float) -> float:
+        expected = (probabilities(logits, 1 / beta) * logits).sum(axis=1)
+        return float((expected - logits[rows, labels]).mean())
+
+    low, high = 1 / 20, 1 / 0.05
+    if slope(low) >= 0:
+        return 1 / low
+    if slope(high) <= 0:
+        return 1 / high
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+    return 1 / math.sqrt(low * high)
+
+
+def expected_calibration_error(probs: Floats, labels: Ints, bins: int = BINS) -> float:
+    """Mean gap between confidence and accuracy over equal-width bins of confidence, weighted by their counts.
+
+    Args:
+        probs: `[N, K]`.
+        labels: `[N]`.
+        bins: Number of bins on [0, 1].
+    """
+    confidence = probs.max(axis=1)
+    correct = probs.argmax(axis=1) == labels
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    error = 0.0
+    for index in range(bins):
+        inside = bin_of == index
+        if inside.any():
+            error += inside.mean() * abs(confidence[inside].mean() - correct[inside].mean())
+    return float(error)
+
+
+def fit_conformal_quantile(probs: Floats, labels: Ints, coverage: float) -> float | None:
+    """The score `1 - p(true class)` below which the true class falls with probability `coverage`.
+
+    Args:
+        probs: `[N, K]` calibrated probabilities of held-out images.
+        labels: `[N]`.
+        coverage: The asked share of prediction sets that hold the true class.
+
+    Returns:
+        The finite-sample quantile, or None if N is too small to promise that coverage.
+    """
+    rank = math.ceil((len(labels) + 1) * coverage)
+    if rank > len(labels):
+        return None
+    scores = np.sort(1 - probs[np.arange(len(labels)), labels])
+    return float(scores[rank - 1])
+
+
+def prediction_set(probs: Floats, quantile: float) -> Ints:
+    """Indices of the classes that cannot be ruled out, most probable first; may be empty.
+
+    Args:
+        probs: `[K]`.
+        quantile: From `fit_conformal_quantile`.
+    """
+    inside = np.flatnonzero(probs >= 1 - quantile)
+    return np.asarray(inside[np.argsort(-probs[inside], kind="stable")])
+
+
+def fit_energy_threshold(logits: Floats, false_alarm_rate: float = 0.05) -> float:
+    """The energy above which the given share of held-out images lies: abstain beyond it.
+
+    Args:
+        logits: `[N, K]` of held-out images like the training data.
+        false_alarm_rate: Share of them that may be abstained from.
+    """
+    return float(np.quantile(energy(logits.astype(np.float64)), 1 - false_alarm_rate))
