@@ -164,7 +164,7 @@ class ModelSpec(_Frozen):
     accuracy: Accuracy | None = None
     calibration: Calibration = Calibration()
     parity: Parity | None = None
-    golden: tuple[Golden, ...] = ()
+    golden: tuple[Golden, ...] = Field(min_length=1)
     golden_tolerance: float = Field(default=1e-3, gt=0)  # on probabilities
     files: dict[str, str]  # path inside the version's directory: SHA-256 in hex
 

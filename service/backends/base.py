@@ -1,0 +1,107 @@
+"""What the classifier asks of a backend, whoever runs the models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.preprocess import Preprocessor
+from service.spec import ModelSpec
+
+Outputs = Mapping[str, NDArray[np.generic]]
+State = Literal["loading", "ready", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One image's share of a batch.
+
+    Attributes:
+        outputs: Per output name, the image's row without the batch dimension.
+        queue_seconds: From being enqueued to its batch being started.
+        infer_seconds: The batch's own time.
+        batch_size: Images in that batch.
+    """
+
+    outputs: Outputs
+    queue_seconds: float
+    infer_seconds: float
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """One version of one model, as `/v1/models` shows it.
+
+    Attributes:
+        state: "ready" means loaded, its golden images replayed, and serving.
+        problem: Why it failed; or, of a ready version, what is wrong with its files now.
+        golden_difference: Largest difference of a probability from PyTorch's in the golden replay.
+    """
+
+    name: str
+    version: str
+    state: State
+    problem: str | None = None
+    spec: ModelSpec | None = None
+    golden_difference: float | None = None
+
+
+class Ticket(Protocol):
+    """A place in a queue, kept while the image is decoded."""
+
+    async def infer(self, sample: NDArray[np.uint8], outputs: frozenset[str]) -> Row: ...
+
+    def close(self) -> None: ...
+
+
+class ServedModel(Protocol):
+    """One loaded version. A request keeps the one it got, so that a swap never fails it."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def preprocess(self) -> Preprocessor: ...
+
+    def admit(self, deadline: float, images: int = 1) -> Sequence[Ticket]:
+        """Places for that many images.
+
+        Raises:
+            Overloaded: They could not be answered by the deadline (`time.monotonic` seconds), or a queue is full.
+            BackendUnavailable: The backend is not there.
+        """
+        ...
+
+
+class InferenceBackend(Protocol):
+    """Runs models. Constructing one starts nothing."""
+
+    async def start(self) -> None:
+        """Load what there is and watch for changes; returns when the first pass is done."""
+        ...
+
+    def get(self, name: str, version: str | None = None) -> ServedModel:
+        """A loaded version; the newest unless one is named.
+
+        Raises:
+            UnknownModel: There is no such model or version.
+            BackendUnavailable: There is, but it is not ready.
+        """
+        ...
+
+    def models(self) -> Sequence[ModelStatus]:
+        """Every version known, by name and then version."""
+        ...
+
+    def problems(self) -> list[str]:
+        """Why the backend cannot serve; empty when it can."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was admitted and release everything."""
+        ...

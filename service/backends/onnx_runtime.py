@@ -1,0 +1,198 @@
+"""The embedded backend: ONNX Runtime in this process, our batcher in front of each loaded version."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from service.backends.base import Outputs
+from service.batcher import Batcher, Observer, Ticket
+from service.errors import BackendUnavailable
+from service.golden import golden_batch, golden_difference
+from service.preprocess import Limits, Preprocessor
+from service.spec import OUTPUTS, ModelSpec
+
+log = logging.getLogger(__name__)
+
+# Below this, a batch is over before a second thread would have woken up.
+SINGLE_THREAD_MACS = 5_000_000
+
+onnxruntime.disable_telemetry_events()
+onnxruntime.set_default_logger_severity(3)  # errors; warnings about a graph are the exporter's business
+
+
+class LoadFailed(Exception):
+    """A version cannot be served.
+
+    Attributes:
+        reason: One word for the metric: "files", "graph" or "drift".
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """How the embedded backend runs its models.
+
+    Attributes:
+        threads: For one inference.
+        max_queue: Images that may wait for one version.
+    """
+
+    threads: int
+    max_queue: int
+
+
+class OnnxModel:
+    """One version, loaded and verified. Satisfies `ServedModel`.
+
+    Args:
+        spec: Its spec.
+        session: On its model file.
+        max_batch: Images in a batch at most.
+        max_queue: Images that may wait.
+        limits: How large an image may be.
+        observer: Told of every batch.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        session: onnxruntime.InferenceSession,
+        *,
+        max_batch: int,
+        max_queue: int,
+        limits: Limits,
+        observer: Observer,
+    ) -> None:
+        self.spec = spec
+        self.preprocess = Preprocessor(spec.image, limits)
+        self.golden_difference = 0.0
+        self._session = session
+        self._max_batch = max_batch
+        self._batcher = Batcher(
+            f"{spec.name}:{spec.version}", self._run, max_batch=max_batch, max_queue=max_queue, observer=observer
+        )
+
+    def verify(self) -> None:
+        """Replay the golden images and measure batch times. Blocking; before `start`.
+
+        Raises:
+            Drifted: The outputs are not those of the spec.
+            Exception: ONNX Runtime cannot run the graph.
+        """
+        self.golden_difference = golden_difference(
+            self.spec, np.asarray(self._run(golden_batch(self.spec, self.preprocess), frozenset({"logits"}))["logits"])
+        )
+        shape = (self.spec.image.height, self.spec.image.width, self.spec.image.channels)
+        one, many = (self._seconds(np.zeros((size, *shape), np.uint8)) for size in (1, self._max_batch))
+        self._batcher.times.calibrate(one, many, self._max_batch)
+
+    def start(self) -> None:
+        self._batcher.start()
+
+    def admit(self, deadline: float, images: int = 1) -> list[Ticket]:
+        return self._batcher.admit(deadline, images)
+
+    def problem(self) -> str | None:
+        return self._batcher.problem()
+
+    async def close(self) -> None:
+        await self._batcher.close()
+
+    def _run(self, batch: NDArray[np.uint8], outputs: frozenset[str]) -> Outputs:
+        names = [name for name in OUTPUTS if name in outputs]
+        try:
+            return dict(zip(names, self._session.run(names, {"image": batch}), strict=True))
+        except Exception:
+            log.exception("ONNX Runtime failed", extra={"model": self.spec.name, "version": self.spec.version})
+            raise
+
+    def _seconds(self, batch: NDArray[np.uint8]) -> float:
+        """Best of a few runs, after one that allocates: at least two, then as many as fit into 50 ms."""
+        wanted = frozenset({"logits"})
+        self._run(batch, wanted)
+        best, spent, runs = float("inf"), 0.0, 0
+        while runs < 1 or (spent < 0.05 and runs < 5):
+            started = time.monotonic()
+            self._run(batch, wanted)
+            seconds = time.monotonic() - started
+            best, spent, runs = min(best, seconds), spent + seconds, runs + 1
+        return best
+
+
+def load(
+    directory: Path, spec: ModelSpec, *, max_batch: int, embedding: Embedding, limits: Limits, observer: Observer
+) -> OnnxModel:
+    """Load a version and let it prove itself. Blocking.
+
+    Args:
+        directory: Of the version.
+        spec: Of the version.
+        max_batch: From the model's config.
+        embedding: Threads and queue.
+        limits: How large an image may be.
+        observer: Told of every batch.
+
+    Raises:
+        LoadFailed: A file is missing or differs from its hash, the graph breaks the contract, or its outputs drifted.
+    """
+    _check_files(directory, spec.files)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1 if spec.macs < SINGLE_THREAD_MACS else embedding.threads
+    options.inter_op_num_threads = 1
+    # Idle threads that spin would take the cores from decoding.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(directory / "model.onnx", options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        log.debug("ONNX Runtime refused the graph", exc_info=True)
+        raise LoadFailed("graph", "model.onnx: ONNX Runtime cannot load it; run the publish command again") from error
+    _check_contract(session, spec)
+    model = OnnxModel(
+        spec, session, max_batch=max_batch, max_queue=embedding.max_queue, limits=limits, observer=observer
+    )
+    try:
+        model.verify()
+    except Exception as error:
+        raise LoadFailed("drift", str(error)) from error
+    return model
+
+
+def _check_files(directory: Path, files: Mapping[str, str]) -> None:
+    for name, expected in files.items():
+        try:
+            with (directory / name).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise LoadFailed("files", f"{name}: {error.strerror}") from error
+        if digest != expected:
+            raise LoadFailed(
+                "files", f"{name}: SHA-256 {digest[:12]}… is not the {expected[:12]}… it was published with"
+            )
+
+
+def _check_contract(session: onnxruntime.InferenceSession, spec: ModelSpec) -> None:
+    inputs = {node.name: (node.type, list(node.shape[1:])) for node in session.get_inputs()}
+    expected = ("tensor(uint8)", [spec.image.height, spec.image.width, spec.image.channels])
+    if inputs != {"image": expected}:
+        raise LoadFailed("graph", f"model.onnx: its inputs are {inputs}, the spec wants image {expected}")
+    missing = set(OUTPUTS) - {node.name for node in session.get_outputs()}
+    if missing:
+        raise LoadFailed("graph", f"model.onnx: it lacks the outputs {', '.join(sorted(missing))}")
+
+
+def unavailable(name: str, problem: str | None) -> BackendUnavailable:
+    """The answer for a model that exists and cannot serve."""
+    return BackendUnavailable(f"{name} is not ready: {problem or 'still loading'}", retry_after=1.0)

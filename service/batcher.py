@@ -1,0 +1,321 @@
+"""Dynamic batching in front of a blocking function: bounded, work-conserving, aware of deadlines and of clients gone.
+
+All state belongs to the event loop's thread, so there are no locks; `run` has a thread of its own. Whenever that
+thread is idle it gets everything that waits, up to the largest batch: nothing ever waits for a timer. Under load the
+next batch gathers while the last one runs.
+
+Admission comes before decoding. `admit` predicts, from batch times measured on this machine, when an image arriving
+now would be answered, and refuses at once what could not be answered in time. Refusing costs microseconds; answering
+late costs a whole inference that nobody waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.backends.base import Outputs, Row
+from service.errors import BackendFailed, BackendUnavailable, DeadlineExceeded, FoveaError, Overloaded
+
+Run = Callable[[NDArray[np.uint8], frozenset[str]], Outputs]
+
+SWEEP_SECONDS = 0.01  # how late, at most, a waiting request learns that its deadline has passed
+STUCK_SECONDS = 10.0  # a batch that runs this long beyond its prediction makes the batcher unhealthy
+
+
+class BatchTimes:
+    """Predicts how long a batch of n images takes.
+
+    The shape, seconds = fixed + each * n, is measured once, by `calibrate`; the scale follows what really runs, so
+    that a busy neighbour or a throttled clock shows within a few batches.
+    """
+
+    def __init__(self) -> None:
+        self._fixed = 0.0
+        self._each = 0.0
+        self._scale = 1.0
+
+    def calibrate(self, one: float, many: float, size: int) -> None:
+        """Set the shape from the seconds of a batch of one and of a batch of `size` images."""
+        self._each = max((many - one) / (size - 1), one * 1e-3) if size > 1 else one
+        self._fixed = max(one - self._each, 0.0)
+        self._scale = 1.0
+
+    def observe(self, size: int, seconds: float) -> None:
+        base = self._fixed + self._each * size
+        if base > 0:
+            self._scale += 0.2 * (seconds / base - self._scale)
+
+    def predict(self, size: int) -> float:
+        return self._scale * (self._fixed + self._each * size)
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    sample: NDArray[np.uint8]
+    outputs: frozenset[str]
+    deadline: float
+    future: asyncio.Future[Row]
+    enqueued: float
+
+
+@dataclass(slots=True)
+class _Batch:
+    entries: list[_Entry]
+    started: float
+    predicted: float
+
+
+class Observer:
+    """What the batcher reports; the metrics listen."""
+
+    def batch(self, size: int, seconds: float) -> None:
+        """A batch has run."""
+
+    def queued(self, depth: int) -> None:
+        """The number of waiting images has changed."""
+
+
+class Ticket:
+    """A place kept in the queue while an image is decoded. Close it in any case; closing twice does no harm."""
+
+    __slots__ = ("_batcher", "_deadline", "_held")
+
+    def __init__(self, batcher: Batcher, deadline: float) -> None:
+        self._batcher = batcher
+        self._deadline = deadline
+        self._held = True
+
+    async def infer(self, sample: NDArray[np.uint8], outputs: frozenset[str]) -> Row:
+        """Wait for the sample's row.
+
+        Args:
+            sample: `[H, W, C]`.
+            outputs: Names of the outputs wanted.
+
+        Raises:
+            DeadlineExceeded: The deadline passed first.
+            BackendFailed: The backend failed on this very sample.
+            BackendUnavailable: The batcher was closed.
+        """
+        future = self._batcher.enqueue(sample, outputs, self._deadline)
+        self.close()
+        return await future
+
+    def close(self) -> None:
+        if self._held:
+            self._held = False
+            self._batcher.give_back()
+
+
+class Batcher:
+    """Gathers samples into batches for one model version.
+
+    Args:
+        name: For the thread and for messages.
+        run: Blocking; `[N, H, W, C]` and output names to outputs `[N, ...]`. Called from one thread only.
+        max_batch: Images in a batch at most.
+        max_queue: Images admitted but not yet running, at most.
+        observer: Told of every batch.
+    """
+
+    def __init__(self, name: str, run: Run, *, max_batch: int, max_queue: int, observer: Observer) -> None:
+        self.name = name
+        self.times = BatchTimes()
+        self._run = run
+        self._max_batch = max_batch
+        self._max_queue = max_queue
+        self._observer = observer
+        self._waiting: deque[_Entry] = deque()
+        self._tickets = 0  # admitted, being decoded
+        self._running: _Batch | None = None
+        self._dispatching = False
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._work: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._idle = asyncio.Event()
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop
+        self._thread = threading.Thread(target=self._serve, name=f"infer-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Start the inference thread; call on the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._idle.set()
+        self._thread.start()
+
+    def admit(self, deadline: float, images: int = 1) -> list[Ticket]:
+        """Keep places for images that arrive now.
+
+        Args:
+            deadline: On the clock of `time.monotonic`, seconds.
+            images: How many belong together: all are admitted or none.
+
+        Raises:
+            Overloaded: The queue is full, or the last of them could not be answered in time.
+            BackendUnavailable: The batcher was closed.
+        """
+        if self._closed:
+            raise BackendUnavailable(f"{self.name} is being unloaded", retry_after=1.0)
+        waiting = len(self._waiting) + self._tickets
+        if waiting + images > self._max_queue:
+            raise Overloaded(
+                f"the queue of {self.name} is full ({self._max_queue} images)", retry_after=self.wait(waiting)
+            )
+        if deadline != math.inf:
+            now = time.monotonic()
+            wait = self.wait(waiting + images)
+            if now + wait > deadline:
+                raise Overloaded(
+                    f"an answer would take about {wait * 1000:.0f} ms and the deadline is in"
+                    f" {max(0.0, deadline - now) * 1000:.0f} ms; retry later or allow more time",
+                    retry_after=self.wait(waiting),
+                )
+        self._tickets += images
+        self._idle.clear()
+        return [Ticket(self, deadline) for _ in range(images)]
+
+    def wait(self, images: int) -> float:
+        """Predicted seconds until the last of `images` waiting images is answered."""
+        wait = 0.0
+        if self._running is not None:
+            elapsed = time.monotonic() - self._running.started
+            left = self._running.predicted - elapsed
+            # A batch overdue by x is expected to take another x: a stuck backend soon looks as bad as it is.
+            wait = left if left > 0 else -left
+        full, rest = divmod(images, self._max_batch)
+        wait += full * self.times.predict(self._max_batch)
+        return wait + (self.times.predict(rest) if rest else 0.0)
+
+    def problem(self) -> str | None:
+        """Why the batcher should not get new work, or None."""
+        if self._running is not None:
+            overdue = time.monotonic() - self._running.started - self._running.predicted
+            if overdue > STUCK_SECONDS:
+                return f"{self.name}: a batch has been running {overdue:.0f} s longer than expected"
+        return None
+
+    async def close(self) -> None:
+        """Take no new work, finish what was admitted, end the thread."""
+        self._closed = True
+        await self._idle.wait()
+        self._work.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    # What tickets call.
+
+    def give_back(self) -> None:
+        self._tickets -= 1
+        self._note_idle()
+
+    def enqueue(self, sample: NDArray[np.uint8], outputs: frozenset[str], deadline: float) -> asyncio.Future[Row]:
+        now = time.monotonic()
+        future: asyncio.Future[Row] = self._loop.create_future()
+        if now >= deadline:
+            future.set_exception(DeadlineExceeded("the deadline passed while the image was decoded"))
+            return future
+        self._waiting.append(_Entry(sample, outputs, deadline, future, now))
+        self._observer.queued(len(self._waiting))
+        if self._running is None and not self._dispatching:
+            # At the end of this turn of the loop, so that what arrives together runs together.
+            self._dispatching = True
+            self._loop.call_soon(self._dispatch)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        return future
+
+    # On the event loop.
+
+    def _dispatch(self) -> None:
+        self._dispatching = False
+        if self._running is not None:
+            return
+        now = time.monotonic()
+        entries: list[_Entry] = []
+        while self._waiting and len(entries) < self._max_batch:
+            entry = self._waiting.popleft()
+            if entry.future.done():  # its client has gone, or its deadline was swept
+                continue
+            if now >= entry.deadline:
+                entry.future.set_exception(DeadlineExceeded("the deadline passed in the queue"))
+                continue
+            entries.append(entry)
+        self._observer.queued(len(self._waiting))
+        if entries:
+            self._running = _Batch(entries, now, self.times.predict(len(entries)))
+            self._work.put(self._running)
+        else:
+            self._note_idle()
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        now = time.monotonic()
+        for entry in (*self._waiting, *(self._running.entries if self._running else ())):
+            if now >= entry.deadline and not entry.future.done():
+                entry.future.set_exception(DeadlineExceeded("the deadline passed before the answer was ready"))
+        if self._waiting or self._running is not None:
+            self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def _finished(self, batch: _Batch, rows: list[Row | FoveaError], seconds: float) -> None:
+        self._running = None
+        self.times.observe(len(batch.entries), seconds)
+        self._observer.batch(len(batch.entries), seconds)
+        for entry, row in zip(batch.entries, rows, strict=True):
+            if entry.future.done():
+                continue
+            if isinstance(row, FoveaError):
+                entry.future.set_exception(row)
+            else:
+                entry.future.set_result(row)
+        self._dispatch()
+
+    def _note_idle(self) -> None:
+        if self._running is None and not self._waiting and self._tickets == 0:
+            self._idle.set()
+
+    # On the inference thread.
+
+    def _serve(self) -> None:
+        while (batch := self._work.get()) is not None:
+            started = time.monotonic()
+            rows = self._execute(batch, started)
+            seconds = time.monotonic() - started
+            self._loop.call_soon_threadsafe(self._finished, batch, rows, seconds)
+
+    def _execute(self, batch: _Batch, started: float) -> list[Row | FoveaError]:
+        entries = batch.entries
+        try:
+            outputs = self._infer(entries)
+        except Exception as error:  # noqa: BLE001 - whatever the backend raises must not end the thread
+            if len(entries) == 1:
+                return [_failure(error)]
+            # One image may have failed the batch: run each alone, so that only the culprit pays.
+            return [self._execute(_Batch([entry], batch.started, 0.0), started)[0] for entry in entries]
+        seconds = time.monotonic() - started
+        size = len(entries)
+        return [
+            Row({name: values[index] for name, values in outputs.items()}, started - entry.enqueued, seconds, size)
+            for index, entry in enumerate(entries)
+        ]
+
+    def _infer(self, entries: list[_Entry]) -> Outputs:
+        if len(entries) == 1:
+            return self._run(entries[0].sample[None], entries[0].outputs)
+        wanted = frozenset().union(*(entry.outputs for entry in entries))
+        return self._run(np.stack([entry.sample for entry in entries]), wanted)
+
+
+def _failure(error: Exception) -> FoveaError:
+    if isinstance(error, FoveaError):
+        return error
+    failure = BackendFailed("the backend failed on this image; the server's log says more")
+    failure.__cause__ = error
+    return failure

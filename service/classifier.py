@@ -1,0 +1,271 @@
+"""The one use case, behind every transport: encoded images in, predictions out."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.backends.base import InferenceBackend, ModelStatus, Row, ServedModel, Ticket
+from service.calibration import energy, prediction_set, probabilities
+from service.errors import FoveaError, InvalidRequest, Overloaded, TooLarge
+from service.metrics import Metrics
+from service.preprocess import pixels
+from service.spec import ModelSpec
+
+# Up to this size decoding takes less time than handing it to another thread and back.
+INLINE_PIXELS = 64 * 64
+
+LOGITS = frozenset({"logits"})
+FEATURES = frozenset({"features"})
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds of one image; `total` runs from the request's arrival at the classifier to the image's answer."""
+
+    decode: float
+    queue: float
+    infer: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    label: str
+    index: int
+    probability: float  # calibrated
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer for one image.
+
+    Attributes:
+        classes: The most probable, best first.
+        prediction_set: Labels that cannot be ruled out at the stated coverage; None if the model was not calibrated
+            for sets.
+        coverage: How often such a set holds the true label, on images like the held-out ones.
+        abstained: The image is unlike the training data: do not trust the classes.
+    """
+
+    classes: list[ClassScore]
+    prediction_set: list[str] | None
+    coverage: float | None
+    abstained: bool
+    timings_ms: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Penultimate activations of one image, `[D]`."""
+
+    features: NDArray[np.float32]
+    timings_ms: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[T]):
+    """What a model said to each image, in order; an image that could not be answered has its error in its place."""
+
+    model: str
+    version: str
+    results: list[T | FoveaError]
+
+
+class Classifier:
+    """Classifies and embeds images with the backend's models.
+
+    Args:
+        backend: Runs the models.
+        metrics: Where predictions are counted.
+        default_model: For requests that name none; if None, the only model there is.
+        max_images: In one request.
+        decode_threads: For images too large to decode on the event loop.
+    """
+
+    def __init__(
+        self,
+        backend: InferenceBackend,
+        metrics: Metrics,
+        *,
+        default_model: str | None = None,
+        max_images: int = 64,
+        decode_threads: int = 2,
+    ) -> None:
+        self._backend = backend
+        self._metrics = metrics
+        self._default_model = default_model
+        self._max_images = max_images
+        self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+
+    async def classify(
+        self,
+        images: Sequence[bytes],
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        top_k: int = 5,
+        deadline: float = math.inf,
+    ) -> Answer[Prediction]:
+        """Classify encoded images.
+
+        Args:
+            images: Encoded, each in any accepted format.
+            model: Name; None for the default.
+            version: None for the newest.
+            top_k: Classes per image; all of them if there are fewer.
+            deadline: On the clock of `time.monotonic`, seconds.
+
+        Raises:
+            FoveaError: The request as a whole cannot be answered. With a single image its own error is raised.
+        """
+        served = self.resolve(model, version)
+        began = time.monotonic()
+
+        async def one(ticket: Ticket, image: bytes) -> Prediction:
+            row, decode_seconds = await self._infer(served, ticket, image, LOGITS)
+            return self._predict(served.spec, row, top_k, _timings(began, decode_seconds, row))
+
+        return await self._answer(served, images, deadline, one)
+
+    async def embed(
+        self,
+        images: Sequence[bytes],
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        deadline: float = math.inf,
+    ) -> Answer[Features]:
+        """Features of encoded images; arguments and errors as `classify`."""
+        served = self.resolve(model, version)
+        began = time.monotonic()
+
+        async def one(ticket: Ticket, image: bytes) -> Features:
+            row, decode_seconds = await self._infer(served, ticket, image, FEATURES)
+            features = np.asarray(row.outputs["features"], np.float32)
+            return Features(features, _timings(began, decode_seconds, row))
+
+        return await self._answer(served, images, deadline, one)
+
+    def resolve(self, model: str | None, version: str | None) -> ServedModel:
+        """The version that answers such a request.
+
+        Raises:
+            UnknownModel: No such model or version.
+            BackendUnavailable: It is not ready.
+            InvalidRequest: No model was named and there is no default.
+        """
+        if model is None:
+            model = self._default_model or self._only_model()
+        return self._backend.get(model, version)
+
+    def models(self) -> Sequence[ModelStatus]:
+        return self._backend.models()
+
+    def problems(self) -> list[str]:
+        """Why the classifier is not ready; empty when it is."""
+        return self._backend.problems()
+
+    def close(self) -> None:
+        self._decoders.shutdown()
+
+    async def _answer(
+        self,
+        served: ServedModel,
+        images: Sequence[bytes],
+        deadline: float,
+        one: Callable[[Ticket, bytes], Awaitable[T]],
+    ) -> Answer[T]:
+        if len(images) > self._max_images:
+            raise TooLarge(f"{len(images)} images in one request; at most {self._max_images} are taken")
+        if not images:
+            raise InvalidRequest("the request holds no image")
+        try:
+            tickets = served.admit(deadline, len(images))
+        except Overloaded as error:
+            self._metrics.rejected.labels(error.code).inc(len(images))
+            raise
+        results: list[T | FoveaError]
+        try:
+            if len(images) == 1:
+                results = [await one(tickets[0], images[0])]
+            else:
+                settled = await asyncio.gather(*map(one, tickets, images), return_exceptions=True)
+                results = [_result(result) for result in settled]
+        finally:
+            for ticket in tickets:
+                ticket.close()
+        return Answer(served.spec.name, served.spec.version, results)
+
+    async def _infer(
+        self, served: ServedModel, ticket: Ticket, image: bytes, outputs: frozenset[str]
+    ) -> tuple[Row, float]:
+        """Decode one image and wait for its row; also the seconds decoding took, its wait for a thread included."""
+        started = time.monotonic()
+        try:
+            if pixels(image) <= INLINE_PIXELS:
+                sample = served.preprocess(image)
+            else:
+                loop = asyncio.get_running_loop()
+                sample = await loop.run_in_executor(self._decoders, served.preprocess, image)
+            decode_seconds = time.monotonic() - started
+            row = await ticket.infer(sample, outputs)
+        except FoveaError as error:
+            self._metrics.rejected.labels(error.code).inc()
+            raise
+        self._metrics.decode_seconds.labels(served.spec.name).observe(decode_seconds)
+        self._metrics.queue_seconds.labels(served.spec.name).observe(row.queue_seconds)
+        return row, decode_seconds
+
+    def _predict(self, spec: ModelSpec, row: Row, top_k: int, timings: Timings) -> Prediction:
+        calibration = spec.calibration
+        logits = np.asarray(row.outputs["logits"], np.float32)
+        probs = probabilities(logits, calibration.temperature)
+        order = np.argsort(-probs, kind="stable")[:top_k]
+        classes = [ClassScore(spec.labels[index], int(index), float(probs[index])) for index in order]
+        abstained = False
+        if calibration.abstain_above_energy is not None:
+            abstained = bool(energy(logits) > calibration.abstain_above_energy)
+        labels, coverage = None, None
+        if calibration.conformal_quantile is not None:
+            labels = [spec.labels[index] for index in prediction_set(probs, calibration.conformal_quantile)]
+            coverage = calibration.coverage
+        best = classes[0]
+        self._metrics.prediction(spec.name, best.label).inc()
+        self._metrics.confidence.labels(spec.name).observe(best.probability)
+        if abstained:
+            self._metrics.abstained.labels(spec.name).inc()
+        return Prediction(classes, labels, coverage, abstained, timings)
+
+    def _only_model(self) -> str:
+        names = sorted({status.name for status in self._backend.models()})
+        if len(names) == 1:
+            return names[0]
+        raise InvalidRequest(
+            "name a model: POST /v1/models/{model}/classify, or set FOVEA_DEFAULT_MODEL; there are "
+            + (", ".join(names) or "none")
+        )
+
+
+def _timings(began: float, decode_seconds: float, row: Row) -> Timings:
+    def ms(seconds: float) -> float:
+        return round(seconds * 1000, 3)
+
+    return Timings(ms(decode_seconds), ms(row.queue_seconds), ms(row.infer_seconds), ms(time.monotonic() - began))
+
+
+def _result(settled: T | BaseException) -> T | FoveaError:
+    """What stands in an image's place: its result or its own error; anything else fails the whole request."""
+    if isinstance(settled, BaseException) and not isinstance(settled, FoveaError):
+        raise settled
+    return settled

@@ -1,0 +1,47 @@
+"""Golden images: a version proves itself on them, bytes in to probabilities out, before it serves."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.calibration import probabilities
+from service.preprocess import Preprocessor
+from service.spec import ModelSpec
+
+
+class Drifted(Exception):
+    """The outputs are not those that PyTorch gave when the version was published."""
+
+
+def golden_batch(spec: ModelSpec, preprocess: Preprocessor) -> NDArray[np.uint8]:
+    """The golden images, decoded and resized: `[G, H, W, C]`."""
+    return np.stack([preprocess(golden.data) for golden in spec.golden])
+
+
+def golden_difference(spec: ModelSpec, logits: NDArray[np.floating]) -> float:
+    """Hold a backend's answer against the spec.
+
+    Args:
+        spec: Of the version that answered.
+        logits: `[G, K]`, for `golden_batch`.
+
+    Returns:
+        The largest difference of any probability.
+
+    Raises:
+        Drifted: It is larger than the spec's `golden_tolerance`, or not a number.
+    """
+    expected = probabilities(np.array([golden.logits for golden in spec.golden]), spec.calibration.temperature)
+    got = probabilities(logits.astype(np.float64), spec.calibration.temperature)
+    differences = np.abs(got - expected).max(axis=1)
+    worst = int(differences.argmax()) if np.isfinite(differences).all() else int(np.isfinite(differences).argmin())
+    difference = float(differences[worst])
+    if not difference <= spec.golden_tolerance:
+        top, was = int(got[worst].argmax()), int(expected[worst].argmax())
+        raise Drifted(
+            f"golden image {spec.golden[worst].name!r}: a probability differs by {difference:.3g}, more than"
+            f" {spec.golden_tolerance:g}; top class {spec.labels[top]!r} at {got[worst, top]:.4f}, published as"
+            f" {spec.labels[was]!r} at {expected[worst, was]:.4f}"
+        )
+    return difference

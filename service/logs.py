@@ -1,0 +1,71 @@
+"""Logs: JSON lines for machines, plain lines on a terminal; every line carries the id of the request it is about."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from contextvars import ContextVar
+from typing import Literal
+
+import orjson
+
+request_id_context: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+
+
+def _extras(record: logging.LogRecord) -> dict[str, object]:
+    return {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, message, request_id and the record's extras."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        seconds, fraction = divmod(record.created, 1)
+        line: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(fraction * 1000):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if request_id := request_id_context.get():
+            line["request_id"] = request_id
+        line |= _extras(record)
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()
+
+
+class TextFormatter(logging.Formatter):
+    """For people: time, level, message, extras, request id."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        extras = _extras(record)
+        if request_id := request_id_context.get():
+            extras["request_id"] = request_id
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        tail = "  " + " ".join(f"{key}={value}" for key, value in extras.items()) if extras else ""
+        text = f"{clock} {record.levelname.lower():7} {record.getMessage()}{tail}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+def configure(level: str, style: Literal["auto", "json", "text"], *, access: bool) -> None:
+    """Send all logs to standard error.
+
+    Args:
+        level: Name of the lowest level shown.
+        style: "auto" is text on a terminal, else JSON.
+        access: Whether each request is logged; failures of the server are logged in any case.
+    """
+    if style == "auto":
+        style = "text" if sys.stderr.isatty() else "json"
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    logging.getLogger("fovea.access").disabled = not access
+    for chatty in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio"):
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))

@@ -1,0 +1,97 @@
+"""The only reader of the environment: `FOVEA_*` variables or a `.env` file; command-line flags win over both."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class InvalidSettings(ValueError):
+    """A setting does not make sense; the message says which, and what would."""
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Settings(BaseSettings):
+    """Each field is the environment variable `FOVEA_<NAME>`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FOVEA_", env_file=".env", extra="ignore", frozen=True, use_attribute_docstrings=True
+    )
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=8080, ge=0, le=65535)
+    """Port of HTTP; 0 takes a free one and says which."""
+    model_repository: Path = Path("model_repository")
+    """Directory of the models."""
+    default_model: str | None = None
+    """Model of requests that name none; not needed while there is only one."""
+
+    default_timeout_ms: float = Field(default=30_000, gt=0)
+    """Deadline of requests that state none."""
+    max_timeout_ms: float = Field(default=120_000, gt=0)
+    """Longest deadline that a request may state."""
+    max_image_bytes: int = Field(default=20 * 2**20, ge=1)
+    """Size of one encoded image."""
+    max_request_bytes: int = Field(default=64 * 2**20, ge=1)
+    """Size of one request's body."""
+    max_pixels: int = Field(default=50_000_000, ge=1)
+    """Width times height of one image; read from its header, before anything is decoded."""
+    max_images: int = Field(default=64, ge=1)
+    """Images in one request."""
+    max_queue: int = Field(default=1024, ge=1)
+    """Images that may wait for one version of a model."""
+
+    threads: int = Field(default_factory=_cores, ge=1)
+    """Threads of one inference, and of decoding."""
+    poll_seconds: float = Field(default=1.0, gt=0)
+    """Time between two looks at the model repository."""
+    drain_delay: float = Field(default=1.0, ge=0)
+    """Seconds after SIGTERM during which /readyz says 503 and requests are still taken: load balancers notice."""
+    drain_timeout: float = Field(default=30.0, gt=0)
+    """Seconds after that for accepted requests to finish."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lowest level that is logged."""
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """auto: text on a terminal, else JSON."""
+    access_log: bool = True
+    """Log every request."""
+
+    @field_validator("model_repository")
+    @classmethod
+    def _exists(cls, value: Path) -> Path:
+        if not value.is_dir():
+            raise ValueError(f"{value} is not a directory; name the model repository's")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if self.max_timeout_ms < self.default_timeout_ms:
+            raise ValueError("max_timeout_ms must not be less than default_timeout_ms")
+        return self
+
+
+def load(**flags: Any) -> Settings:
+    """Settings from the environment, with the flags that were given on top.
+
+    Raises:
+        InvalidSettings: With one line for each setting that is wrong.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        lines = []
+        for one in error.errors(include_url=False):
+            name = ".".join(map(str, one["loc"]))
+            source = f"--{name.replace('_', '-')}" if name in given else f"FOVEA_{name.upper()}"
+            lines.append(f"{source}: {one['msg']}" if name else one["msg"])
+        raise InvalidSettings("\n".join(lines)) from None

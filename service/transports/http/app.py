@@ -1,0 +1,287 @@
+"""The HTTP application: FastAPI documents every route; those an image takes are plain ASGI underneath."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import RedirectResponse
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Scope
+
+from service import __version__
+from service.backends.base import ModelStatus
+from service.classifier import Classifier
+from service.errors import FoveaError, UnknownModel
+from service.metrics import CONTENT_TYPE as METRICS_TYPE
+from service.metrics import Metrics
+from service.transports.http import schema
+from service.transports.http.bodies import BodyLimits
+from service.transports.http.gate import KEY, Gate, unexpected
+from service.transports.http.inference import Inference
+from service.transports.http.problems import CONTENT_TYPE, PROBLEMS, error_headers, problem_response
+
+_DESCRIPTION = """Image classification: calibrated, verified before it serves.
+
+Send an image, or several, to `classify`. Errors are problem details (RFC 9457) with a stable `code`.
+"""
+
+_BODY = {
+    "required": True,
+    "content": {
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        "image/*": {"schema": {"type": "string", "format": "binary"}},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["image"],
+                "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+            }
+        },
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["images"],
+                "properties": {
+                    "images": {
+                        "type": "array",
+                        "items": {
+                            "type": "object",
+                            "required": ["b64"],
+                            "properties": {"b64": {"type": "string", "format": "byte"}},
+                        },
+                    }
+                },
+            },
+            "example": {
+                "images": [
+                    {
+                        "b64": "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAFUlEQVR42mNgAIL/////h7DhAEgDAQBvvgf5"
+                        "jN3qEwAAAABJRU5ErkJggg=="
+                    }
+                ]
+            },
+        },
+    },
+}
+
+_PARAMETERS: dict[str, dict[str, Any]] = {
+    "top_k": {"type": "integer", "minimum": 1, "default": 5, "description": "Classes per image."},
+    "timeout_ms": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "description": "The answer is of no use after this; what cannot be answered in time is refused at once.",
+    },
+    "version": {"type": "string", "description": "A version of the model; the newest that is ready unless given."},
+}
+
+_INFERENCE_ERRORS = (
+    "invalid_request", "unknown_model", "too_large", "unsupported_format", "invalid_image", "overloaded",
+    "backend_failed", "backend_unavailable", "deadline_exceeded",
+)  # fmt: skip
+
+
+def _problems(*codes: str) -> dict[int | str, dict[str, Any]]:
+    return {
+        PROBLEMS[code][0]: {
+            "description": f"`{code}`: {PROBLEMS[code][1]}",
+            "content": {CONTENT_TYPE.decode(): {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for code in codes
+    }
+
+
+def _parameters(*names: str) -> list[dict[str, Any]]:
+    found = []
+    for name in names:
+        rule = dict(_PARAMETERS[name])
+        found.append({"name": name, "in": "query", "description": rule.pop("description"), "schema": rule})
+    return found
+
+
+class AsgiRoute(APIRoute):
+    """A route that FastAPI documents and a plain ASGI handler answers."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], *, handler: ASGIApp, **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        self.app = handler
+
+
+def build(
+    classifier: Classifier,
+    metrics: Metrics,
+    limits: BodyLimits,
+    *,
+    default_timeout: float,
+    max_timeout: float,
+    problems: Callable[[], Sequence[str]],
+) -> ASGIApp:
+    """Put the HTTP transport together.
+
+    Args:
+        classifier: Answers inference requests.
+        metrics: Counted on, and shown at `/metrics`.
+        limits: Of a request's body.
+        default_timeout: Seconds until the deadline of a request that states none.
+        max_timeout: Seconds until any deadline, at most.
+        problems: Why the server is not ready, asked by `/readyz`.
+    """
+    app = FastAPI(title="Fovea", version=__version__, description=_DESCRIPTION)
+    inference = Inference(classifier, limits, default_timeout=default_timeout, max_timeout=max_timeout)
+    _add_inference(app.router, inference)
+    _add_models(app, classifier)
+    _add_operations(app, metrics, problems)
+    for error in (FoveaError, HTTPException, Exception):
+        app.add_exception_handler(error, _on_error)
+    return Gate(app, _shortcut(inference), metrics)
+
+
+def _shortcut(inference: Inference) -> Callable[[Scope], ASGIApp | None]:
+    """Find an inference handler without walking the framework's routes."""
+    handlers: dict[str, ASGIApp] = {"classify": inference.classify, "embed": inference.embed}
+
+    def find(scope: Scope) -> ASGIApp | None:
+        if scope["method"] != "POST":
+            return None
+        match scope["path"].split("/"):
+            case ["", "v1", "models", model, action] if model:
+                scope["path_params"] = {"model": model}
+                return handlers.get(action)
+            case ["", "v1", "classify"]:
+                return inference.classify
+        return None
+
+    return find
+
+
+def _add_inference(router: APIRouter, inference: Inference) -> None:
+    def add(path: str, handler: ASGIApp, answer: type, summary: str, *parameters: str) -> None:
+        async def documented() -> None:
+            """Stands in for the handler in the OpenAPI document."""
+
+        named = "{model}" in path
+        declared = _parameters(*parameters)
+        if named:
+            declared.insert(0, {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}})
+        router.routes.append(
+            AsgiRoute(
+                path,
+                documented,
+                handler=handler,
+                methods=["POST"],
+                response_model=answer,
+                responses=_problems(*_INFERENCE_ERRORS),
+                summary=summary,
+                description="",
+                operation_id=path.strip("/").replace("/", "_").replace("{", "").replace("}", ""),
+                tags=["inference"],
+                openapi_extra={"requestBody": _BODY, "parameters": declared},
+            )
+        )
+
+    classify = ("top_k", "timeout_ms", "version")
+    add("/v1/classify", inference.classify, schema.ClassifyAnswer, "Classify with the default model", *classify)
+    add("/v1/models/{model}/classify", inference.classify, schema.ClassifyAnswer, "Classify", *classify)
+    add("/v1/models/{model}/embed", inference.embed, schema.EmbedAnswer, "Features", "timeout_ms", "version")
+
+
+def _add_models(app: FastAPI, classifier: Classifier) -> None:
+    @app.get("/v1/models", response_model=schema.Models, tags=["models"], summary="All models")
+    async def models() -> Any:
+        by_name: dict[str, list[ModelStatus]] = {}
+        for status in classifier.models():
+            by_name.setdefault(status.name, []).append(status)
+        return {"models": [_summary(statuses) for statuses in by_name.values()]}
+
+    @app.get(
+        "/v1/models/{model}",
+        response_model=schema.ModelCard,
+        responses=_problems("unknown_model"),
+        tags=["models"],
+        summary="A model's card",
+    )
+    async def card(model: str) -> Any:
+        statuses = [status for status in classifier.models() if status.name == model]
+        if not statuses:
+            raise UnknownModel(f"there is no model {model!r}; GET /v1/models lists them")
+        spec = _current(statuses).spec
+        return _summary(statuses) | {
+            "spec": spec and spec.model_dump(mode="json", exclude={"golden": {"__all__": {"data"}}})
+        }
+
+
+def _current(statuses: list[ModelStatus]) -> ModelStatus:
+    """The version that answers by default, or the newest if none is ready."""
+    return next((status for status in reversed(statuses) if status.state == "ready"), statuses[-1])
+
+
+def _summary(statuses: list[ModelStatus]) -> dict[str, Any]:
+    current = _current(statuses)
+    return {
+        "name": current.name,
+        "kind": "model",
+        "state": current.state,
+        "version": current.version or None,
+        "architecture": current.spec and current.spec.architecture,
+        "labels": current.spec and len(current.spec.labels),
+        "versions": [
+            {
+                "version": status.version,
+                "state": status.state,
+                "problem": status.problem,
+                "golden_difference": status.golden_difference,
+            }
+            for status in statuses
+        ],
+    }
+
+
+def _add_operations(app: FastAPI, metrics: Metrics, problems: Callable[[], Sequence[str]]) -> None:
+    @app.get("/", include_in_schema=False)
+    async def root() -> Response:
+        return RedirectResponse("/docs")
+
+    @app.get("/healthz", response_model=schema.Health, tags=["operations"], summary="The process is alive")
+    async def healthz() -> Any:
+        return {"status": "ok"}
+
+    @app.get(
+        "/readyz",
+        response_model=schema.Health,
+        responses=_problems("backend_unavailable"),
+        tags=["operations"],
+        summary="Requests will be answered",
+    )
+    async def readyz() -> Any:
+        if reasons := list(problems()):
+            status, body = problem_response("backend_unavailable", "; ".join(reasons), reasons=reasons)
+            return Response(body, status, {"Retry-After": "1"}, CONTENT_TYPE.decode())
+        return {"status": "ready"}
+
+    @app.get("/metrics", tags=["operations"], summary="Prometheus metrics", response_class=Response)
+    async def exposition() -> Response:
+        return Response(metrics.exposition(), media_type=METRICS_TYPE)
+
+    app.openapi_tags = [{"name": "inference"}, {"name": "models"}, {"name": "operations"}]
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    """What the framework's routes raise, in the API's form."""
+    exchange = request.scope[KEY]
+    headers: dict[str, str] = {}
+    if isinstance(error, FoveaError):
+        code, detail = error.code, error.message
+        headers = {name.decode(): value.decode() for name, value in error_headers(error)}
+    elif isinstance(error, HTTPException):
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+        detail = f"{request.method} {request.url.path}: {error.detail}; see /docs"
+        headers = dict(error.headers or {})
+    else:
+        code, detail = "internal", unexpected(exchange)
+    exchange.code = code
+    status, body = problem_response(code, detail, request_id=exchange.request_id)
+    return Response(body, status, headers, CONTENT_TYPE.decode())

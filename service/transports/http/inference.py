@@ -1,0 +1,171 @@
+"""`classify` and `embed` as plain ASGI handlers: no framework on the path of an image."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from service.classifier import Answer, Classifier
+from service.errors import FoveaError, InvalidRequest
+from service.transports.http.bodies import BodyLimits, header, images_in, read_body
+from service.transports.http.gate import KEY, ClientGone, Exchange, respond
+from service.transports.http.problems import problem
+
+# A client that goes away is noticed after this long; quick requests are over before that and pay nothing for it.
+WATCH_AFTER_SECONDS = 0.02
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """The query parameters of an inference request."""
+
+    top_k: int = 5
+    timeout_ms: float | None = None
+    version: str | None = None
+
+
+_DEFAULT_QUERY = Query()
+
+
+def parse_query(query: bytes, allowed: tuple[str, ...]) -> Query:
+    """Read the query string.
+
+    Raises:
+        InvalidRequest: A parameter is unknown, repeated or out of range.
+    """
+    if not query:
+        return _DEFAULT_QUERY
+    values: dict[str, str] = {}
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        if name not in allowed:
+            raise InvalidRequest(f"there is no query parameter {name[:40]!r} here; there are {', '.join(allowed)}")
+        if name in values:
+            raise InvalidRequest(f"the query parameter {name} is given twice")
+        values[name] = value
+    top_k, timeout = values.get("top_k", "5"), values.get("timeout_ms")
+    if not (top_k.isascii() and top_k.isdigit() and int(top_k[:9]) >= 1 and len(top_k) < 10):
+        raise InvalidRequest("top_k must be a whole number, at least 1")
+    return Query(int(top_k), None if timeout is None else _milliseconds(timeout), values.get("version"))
+
+
+def _milliseconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise InvalidRequest("timeout_ms must be a number of milliseconds, more than 0")
+    return value
+
+
+class Inference:
+    """The handlers. Each reads a request of `{model}` from the path, or of the default model.
+
+    Args:
+        classifier: Answers.
+        limits: Of a request's body.
+        default_timeout: Seconds, for requests that state none.
+        max_timeout: Seconds, at most.
+    """
+
+    def __init__(
+        self, classifier: Classifier, limits: BodyLimits, *, default_timeout: float, max_timeout: float
+    ) -> None:
+        self._classifier = classifier
+        self._limits = limits
+        self._default_timeout = default_timeout
+        self._max_timeout = max_timeout
+
+    async def classify(self, scope: Scope, receive: Receive, send: Send) -> None:
+        query = parse_query(scope["query_string"], ("top_k", "timeout_ms", "version"))
+        exchange, model, deadline = self._begin(scope, query)
+        images = await self._images(scope, receive, deadline, exchange)
+        answer = await _unless_gone(
+            receive,
+            self._classifier.classify(images, model=model, version=query.version, top_k=query.top_k, deadline=deadline),
+        )
+        await respond(send, 200, _body(answer))
+
+    async def embed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        query = parse_query(scope["query_string"], ("timeout_ms", "version"))
+        exchange, model, deadline = self._begin(scope, query)
+        images = await self._images(scope, receive, deadline, exchange)
+        answer = await _unless_gone(
+            receive, self._classifier.embed(images, model=model, version=query.version, deadline=deadline)
+        )
+        await respond(send, 200, _body(answer))
+
+    def _begin(self, scope: Scope, query: Query) -> tuple[Exchange, str | None, float]:
+        exchange: Exchange = scope[KEY]
+        exchange.inference = True
+        parameters: dict[str, str] = scope.get("path_params", {})
+        model = parameters.get("model")
+        # Fails before the body is read if there is no such model; the name is safe as a metric label from here on.
+        exchange.model = self._classifier.resolve(model, query.version).spec.name
+        timeout = self._default_timeout if query.timeout_ms is None else query.timeout_ms / 1000
+        return exchange, model, exchange.arrived + min(timeout, self._max_timeout)
+
+    async def _images(self, scope: Scope, receive: Receive, deadline: float, exchange: Exchange) -> list[bytes]:
+        body = await read_body(scope, receive, self._limits.max_bytes, deadline)
+        images = images_in(header(scope, b"content-type"), body, self._limits)
+        exchange.images = len(images)
+        return images
+
+
+async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work, but stop it when the client closes the connection.
+
+    Raises:
+        ClientGone: It did.
+    """
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine of a server always runs in a task
+    gone = False
+    watcher: asyncio.Task[None] | None = None
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    def start_watching() -> None:
+        nonlocal watcher
+        watcher = asyncio.create_task(watch())
+
+    timer = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, start_watching)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if gone:
+            task.uncancel()
+            raise ClientGone from None
+        raise
+    finally:
+        timer.cancel()
+        if watcher:
+            watcher.cancel()
+
+
+def _body(answer: Answer[Any]) -> bytes:
+    """The answer as JSON; orjson writes predictions as they are, dataclasses of plain values and arrays."""
+    return orjson.dumps(
+        {
+            "model": answer.model,
+            "version": answer.version,
+            "predictions": [
+                {"error": problem(result.code, result.message)} if isinstance(result, FoveaError) else result
+                for result in answer.results
+            ],
+        },
+        option=orjson.OPT_SERIALIZE_NUMPY,
+    )
