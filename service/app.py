@@ -20,6 +20,7 @@ from service.preprocess import Limits
 from service.settings import Settings
 from service.transports.http import app as http
 from service.transports.http.bodies import BodyLimits
+from service.transports.http.protocol import JoiningProtocol
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ async def serve(settings: Settings) -> int:
     gateway = Gateway(settings)
     config = uvicorn.Config(
         gateway.http,
+        http=JoiningProtocol,
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -1,8 +1,8 @@
 """Dynamic batching in front of a blocking function: bounded, work-conserving, aware of deadlines and of clients gone.
 
-All state belongs to the event loop's thread, so there are no locks; `run` has a thread of its own. Whenever that
-thread is idle it gets everything that waits, up to the largest batch: nothing ever waits for a timer. Under load the
-next batch gathers while the last one runs.
+All state belongs to the event loop's thread, so there are no locks; `run` has a thread of its own, but for batches
+that are over sooner than a thread could be woken. Whenever nothing runs, all that waits does, up to the largest
+batch: nothing ever waits for a timer. Under load the next batch gathers while the last one runs.
 
 Admission comes before decoding. `admit` predicts, from batch times measured on this machine, when an image arriving
 now would be answered, and refuses at once what could not be answered in time. Refusing costs microseconds; answering
@@ -29,6 +29,8 @@ from service.errors import BackendFailed, BackendUnavailable, DeadlineExceeded, 
 Run = Callable[[NDArray[np.uint8], frozenset[str]], Outputs]
 
 SWEEP_SECONDS = 0.01  # how late, at most, a waiting request learns that its deadline has passed
+# A batch shorter than this runs on the event loop: handing it to another thread and back would take as long.
+INLINE_SECONDS = 0.001
 STUCK_SECONDS = 10.0  # a batch that runs this long beyond its prediction makes the batcher unhealthy
 
 
@@ -122,7 +124,7 @@ class Batcher:
 
     Args:
         name: For the thread and for messages.
-        run: Blocking; `[N, H, W, C]` and output names to outputs `[N, ...]`. Called from one thread only.
+        run: Blocking; `[N, H, W, C]` and output names to outputs `[N, ...]`. Never called twice at once.
         max_batch: Images in a batch at most.
         max_queue: Images admitted but not yet running, at most.
         observer: Told of every batch.
@@ -236,8 +238,6 @@ class Batcher:
 
     def _dispatch(self) -> None:
         self._dispatching = False
-        if self._running is not None:
-            return
         now = time.monotonic()
         entries: list[_Entry] = []
         while self._waiting and len(entries) < self._max_batch:
@@ -249,11 +249,15 @@ class Batcher:
                 continue
             entries.append(entry)
         self._observer.queued(len(self._waiting))
-        if entries:
-            self._running = _Batch(entries, now, self.times.predict(len(entries)))
-            self._work.put(self._running)
-        else:
+        if not entries:
             self._note_idle()
+            return
+        batch = self._running = _Batch(entries, now, self.times.predict(len(entries)))
+        if batch.predicted > INLINE_SECONDS:
+            self._work.put(batch)
+        else:
+            rows = self._execute(batch, now)
+            self._finished(batch, rows, time.monotonic() - now)
 
     def _sweep(self) -> None:
         self._sweeper = None
@@ -275,13 +279,17 @@ class Batcher:
                 entry.future.set_exception(row)
             else:
                 entry.future.set_result(row)
-        self._dispatch()
+        if self._waiting:
+            self._dispatching = True
+            self._loop.call_soon(self._dispatch)
+        else:
+            self._note_idle()
 
     def _note_idle(self) -> None:
         if self._running is None and not self._waiting and self._tickets == 0:
             self._idle.set()
 
-    # On the inference thread.
+    # On the inference thread, or inline.
 
     def _serve(self) -> None:
         while (batch := self._work.get()) is not None:

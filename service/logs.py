@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+import threading
 import time
 from contextvars import ContextVar
 from typing import Literal
@@ -11,6 +13,9 @@ from typing import Literal
 import orjson
 
 request_id_context: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+FLUSH_SECONDS = 0.2
+FLUSH_LINES = 256
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
@@ -51,6 +56,42 @@ class TextFormatter(logging.Formatter):
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
+class BufferedHandler(logging.Handler):
+    """Writes lines to standard error, several at a time: a system call a line would cost more than the line.
+
+    Warnings and errors are written at once, with what waits before them; other lines within `FLUSH_SECONDS`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: list[str] = []
+        self._waiting = threading.Event()
+        threading.Thread(target=self._flush_now_and_then, name="log-flush", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.append(self.format(record))
+        except Exception:  # noqa: BLE001 - logging never breaks what it logs
+            self.handleError(record)
+        if record.levelno >= logging.WARNING or len(self._lines) >= FLUSH_LINES:
+            self.flush()
+        elif len(self._lines) == 1:
+            self._waiting.set()
+
+    def flush(self) -> None:
+        with self.lock or contextlib.nullcontext():
+            lines, self._lines = self._lines, []
+            if lines:
+                sys.stderr.write("\n".join(lines) + "\n")
+                sys.stderr.flush()
+
+    def _flush_now_and_then(self) -> None:
+        while self._waiting.wait():
+            self._waiting.clear()
+            time.sleep(FLUSH_SECONDS)
+            self.flush()
+
+
 def configure(level: str, style: Literal["auto", "json", "text"], *, access: bool) -> None:
     """Send all logs to standard error.
 
@@ -61,7 +102,7 @@ def configure(level: str, style: Literal["auto", "json", "text"], *, access: boo
     """
     if style == "auto":
         style = "text" if sys.stderr.isatty() else "json"
-    handler = logging.StreamHandler()
+    handler = BufferedHandler()
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -1,0 +1,56 @@
+# Everything sets itself up: each target makes the environment it needs in .venv, from pinned versions.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+REPOSITORY ?= model_repository
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-fast check format digits lock clean
+
+help: ## show this
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+serve: $(VENV)/.serve ## serve the bundled models at http://127.0.0.1:8080 (PORT=…, ARGS=… pass through)
+	@exec $(BIN)/python -m service serve $(if $(PORT),--port $(PORT)) $(ARGS)
+
+test: $(VENV)/.dev ## run all tests (ARGS=… pass through)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(VENV)/.dev ## run the tests that take less than ten seconds each
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+check: $(VENV)/.dev ## lint, format, types, import directions: what CI checks beside the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## format the code and mend what the linter can
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format .
+
+digits: $(VENV)/.dev ## train LeNet-5 on digits and publish it as lenet5-digits (REPOSITORY=… elsewhere)
+	$(BIN)/python -m export train --arch lenet5 --data digits --out runs/lenet5-digits
+	$(BIN)/python -m export publish runs/lenet5-digits --name lenet5-digits --repository $(REPOSITORY)
+
+lock: $(VENV)/.dev ## write the installed versions to constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^fovea' | sed 's/+cpu$$//' >constraints.txt
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed; set PYTHON=…" if sys.version_info < (3, 11) else 0)'
+	@echo "making $(VENV) …"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing what serving needs (about half a minute) …"
+	@$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing what training and testing need (a few minutes, torch among it) …"
+	@$(PIP) install --constraint constraints.txt --editable '.[export,dev]'
+	@touch $@ $(VENV)/.serve
