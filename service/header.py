@@ -2,30 +2,36 @@
 
 Everything here costs microseconds and allocates next to nothing, whatever the bytes, so that a size limit can be
 enforced before a decoder sees the data. Loops over a file's structure are bounded: a file built from millions of
-empty segments is refused instead of walked.
+empty segments is refused, not walked.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from service.errors import InvalidImage, UnsupportedFormat
 
 Format = Literal["JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF"]
-ACCEPTED = "JPEG, PNG, WebP, BMP, GIF or TIFF"
 MAX_SEGMENTS = 1000  # of a JPEG before its first scan, or entries of a TIFF directory; real files have dozens
 
-_SOS, _EXIF = 0xDA, 0xE1
-_FRAMES_8_BIT = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)  # sequential and progressive, Huffman and arithmetic
-_FRAMES_OTHER = (0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF)  # lossless and hierarchical
-_ALONE = (0x01, *range(0xD0, 0xD8))  # JPEG markers without a length
-_ORIENTATION = 0x0112
+_JPEG_PROGRESSIVE = 0xC2
+_JPEG_FRAMES = (0xC0, 0xC1, _JPEG_PROGRESSIVE)
+_JPEG_OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, *range(0xC9, 0xCC), 0xCD, 0xCE, 0xCF)
+_JPEG_SCAN = 0xDA
+_JPEG_EXIF = 0xE1
+_JPEG_MISPLACED = (0x00, 0xD8, 0xD9)  # an escaped byte, a second start, an end
+_JPEG_WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD8))
+
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION = 256, 257, 274
+_TIFF_NUMBERS = {3: ("H", 2), 4: ("I", 4)}  # by kind: how struct calls it, bytes
 
 
-class Header(NamedTuple):
-    """The format and the stored size, before any EXIF orientation."""
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The format and the size as stored, before any EXIF orientation; in pixels."""
 
     format: Format
     width: int
@@ -37,14 +43,20 @@ class Header(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class JpegHeader:
+class JpegHeader(Header):
     """A JPEG up to its first scan."""
 
-    width: int
-    height: int
     components: int
-    orientation: int
-    many_scans: bool  # progressive, or one scan per component
+    progressive: bool
+    orientation: int  # EXIF, 1 to 8
+    scan: int  # where the marker of the first scan is
+
+
+class Tag(NamedTuple):
+    """An entry of a TIFF directory."""
+
+    values: int  # how many
+    first: int  # the first of them where it is a uint16 or uint32 within the data, else 0
 
 
 def probe(data: bytes) -> Header:
@@ -54,19 +66,16 @@ def probe(data: bytes) -> Header:
         data: The encoded image.
 
     Returns:
-        Format, width and height in pixels as stored. A GIF's frame may turn out to be larger than its screen and is
-        checked again when it is decoded.
+        A `JpegHeader` for a JPEG, else a `Header`.
 
     Raises:
         InvalidImage: The data is empty, or its header is truncated or broken.
-        UnsupportedFormat: Not one of the accepted formats, or a variant of them that is not decoded here.
+        UnsupportedFormat: Not one of the accepted formats, or a kind of them that is not decoded here.
     """
-    if not data:
-        raise InvalidImage("the image is empty; send the bytes of an image file")
     try:
         header = _probe(data)
     except (struct.error, IndexError):
-        raise InvalidImage("the image is truncated in its header; send the whole file") from None
+        raise InvalidImage("the image ends within its header; send the whole file") from None
     if header.width <= 0 or header.height <= 0:
         raise InvalidImage(
             f"the {header.format} header says {header.width} × {header.height} pixels; the file is broken"
@@ -76,160 +85,137 @@ def probe(data: bytes) -> Header:
 
 def _probe(data: bytes) -> Header:
     if data.startswith(b"\xff\xd8\xff"):
-        jpeg = jpeg_header(data)
-        return Header("JPEG", jpeg.width, jpeg.height)
+        return _jpeg(data)
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         length, kind, width, height = struct.unpack_from(">I4sII", data, 8)
         if (length, kind) != (13, b"IHDR"):
-            raise InvalidImage("the PNG does not begin with its header chunk; the file is broken")
+            raise InvalidImage("the PNG does not begin with its header; the file is broken")
         return Header("PNG", width, height)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return Header("WebP", *_webp_size(data))
+        return _webp(data)
     if data.startswith((b"GIF87a", b"GIF89a")):
         return Header("GIF", *struct.unpack_from("<HH", data, 6))
     if data.startswith((b"II*\0", b"MM\0*")):
-        tags = directory(data, 0)
-        return Header("TIFF", tags[0x100].number, tags[0x101].number) if 0x100 in tags and 0x101 in tags else _no_size()
+        tags = directory(data)
+        if _TIFF_WIDTH not in tags or _TIFF_HEIGHT not in tags:
+            raise InvalidImage("the TIFF says no width and height; the file is broken")
+        return Header("TIFF", tags[_TIFF_WIDTH].first, tags[_TIFF_HEIGHT].first)
     if data.startswith(b"BM"):
-        return Header("BMP", *_bmp_size(data))
-    raise UnsupportedFormat(f"not an image in a format that is accepted here; send {ACCEPTED}")
+        return _bmp(data)
+    if not data:
+        raise InvalidImage("the image is empty; send the bytes of an image file")
+    raise UnsupportedFormat("not an image in an accepted format; send JPEG, PNG, WebP, BMP, GIF or TIFF")
 
 
-def _no_size() -> Header:
-    raise InvalidImage("the TIFF says no width and height; the file is broken")
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
+def _webp(data: bytes) -> Header:
     kind = data[12:16]
     if kind == b"VP8 ":
-        if data[23:26] not in (b"\x9d\x01\x2a", b""):
-            raise InvalidImage("the WebP's key frame is broken")
-        width, height = struct.unpack_from("<HH", data, 26)
-        return width & 0x3FFF, height & 0x3FFF
-    if kind == b"VP8L":
-        (bits,) = struct.unpack_from("<I", data, 21)
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if kind == b"VP8X":
+        start, width, height = struct.unpack_from("<3sHH", data, 23)
+        if start == b"\x9d\x01\x2a":
+            return Header("WebP", width & 0x3FFF, height & 0x3FFF)
+    elif kind == b"VP8L":
+        start, bits = struct.unpack_from("<cI", data, 20)
+        if start == b"\x2f":
+            return Header("WebP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+    elif kind == b"VP8X":
         width, width_high, height, height_high = struct.unpack_from("<HBHB", data, 24)
-        return (width | width_high << 16) + 1, (height | height_high << 16) + 1
-    if len(kind) < 4:
-        raise IndexError
-    raise InvalidImage("the WebP begins with an unknown chunk; the file is broken")
+        return Header("WebP", (width | width_high << 16) + 1, (height | height_high << 16) + 1)
+    raise InvalidImage("the WebP does not begin with an image; the file is broken or truncated")
 
 
-def _bmp_size(data: bytes) -> tuple[int, int]:
+def _bmp(data: bytes) -> Header:
     (size,) = struct.unpack_from("<I", data, 14)
     if size == 12:  # OS/2
-        width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
-        compression = 0
-    else:
-        width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
-    # Pillow expands run lengths in Python, byte by byte, holding the interpreter: seconds for a large file.
+        width, height = struct.unpack_from("<HH", data, 18)
+        return Header("BMP", width, height)
+    width, height, bits, compression, colours = struct.unpack_from("<ii2xHI12xI", data, 18)
+    if bits <= 8 and colours > 256:
+        raise InvalidImage("the BMP's palette is larger than its pixels can tell; the file is broken")
+    # Pillow expands run lengths in Python, run by run: seconds for a large file.
     if compression not in (0, 3):
         raise UnsupportedFormat("compressed BMP is not accepted; send it uncompressed, or as PNG")
-    if bits not in (1, 4, 8, 16, 24, 32):
-        raise UnsupportedFormat(
-            f"BMP with {bits} bits per pixel is not accepted; send 1, 4, 8, 16, 24 or 32 bits, or PNG"
-        )
-    return width, abs(height)  # a negative height stores the rows top down
+    return Header("BMP", width, abs(height))  # a negative height stores the rows top down
 
 
-def jpeg_header(data: bytes) -> JpegHeader:
-    """Read a JPEG up to its first scan; stricter than libjpeg, which skips what it does not expect.
-
-    Raises:
-        InvalidImage: The segments are broken.
-        UnsupportedFormat: Lossless, hierarchical, or not 8 bits deep.
-        struct.error, IndexError: The data ends before the first scan.
-    """
-    position, orientation = 2, 1
-    frame = None
+def _jpeg(data: bytes) -> JpegHeader:
+    """Read the segments, more strictly than libjpeg, which skips what it does not expect."""
+    position, orientation, frame = 2, 1, None
     for _ in range(MAX_SEGMENTS):
-        if data[position] != 0xFF:
-            break
         marker = data[position + 1]
+        if data[position] != 0xFF or marker in _JPEG_MISPLACED:
+            break
         if marker == 0xFF:  # padding
             position += 1
             continue
-        if marker in _ALONE:
+        if marker in _JPEG_WITHOUT_LENGTH:
             position += 2
             continue
         (length,) = struct.unpack_from(">H", data, position + 2)
-        if marker == _SOS:
-            if frame is None:
-                break
-            progressive, width, height, components = frame
-            many = progressive or data[position + 4] < components
-            return JpegHeader(width, height, components, orientation, many)
-        if marker in _FRAMES_OTHER:
-            raise UnsupportedFormat(
-                "lossless and hierarchical JPEG are not accepted; send a baseline or progressive one"
-            )
-        if marker in _FRAMES_8_BIT:
-            if frame is not None:
-                break
-            depth, height, width, components = struct.unpack_from(">BHHB", data, position + 4)
-            if depth != 8:
-                raise UnsupportedFormat(f"JPEG with {depth} bits per sample is not accepted; send 8 bits")
-            frame = marker in (0xC2, 0xCA), width, height, components
-        elif marker == _EXIF and orientation == 1:
-            orientation = exif_orientation(data[position + 4 : position + 2 + length])
-        elif marker in (0x00, 0xD8, 0xD9):
-            break
         if length < 2:
             break
+        if marker == _JPEG_SCAN:
+            if frame is None or position + 2 + length > len(data):
+                break
+            depth, height, width, components, progressive = frame
+            if depth != 8:
+                raise UnsupportedFormat(f"JPEG with {depth} bits per sample is not accepted; send 8 bits")
+            return JpegHeader("JPEG", width, height, components, progressive, orientation, position)
+        if marker in _JPEG_FRAMES and frame is None:
+            frame = (*struct.unpack_from(">BHHB", data, position + 4), marker == _JPEG_PROGRESSIVE)
+        elif marker in _JPEG_OTHER_FRAMES:
+            raise UnsupportedFormat(
+                "lossless, hierarchical or arithmetic-coded JPEG is not accepted; send the usual kind"
+            )
+        elif marker == _JPEG_EXIF and orientation == 1:
+            orientation = exif_orientation(data[position + 4 : position + 2 + length])
         position += 2 + length
-    raise InvalidImage("the JPEG's header is broken; the file is damaged")
+    raise InvalidImage("the JPEG's header is broken; send the file as it was saved")
 
 
-class Tag(NamedTuple):
-    """An entry of a TIFF directory."""
-
-    kind: int  # 3: uint16, 4: uint32, …
-    values: int  # how many
-    number: int  # the first value where it is a uint16 or uint32 stored in the entry itself, else 0
-
-
-def directory(data: bytes, start: int) -> dict[int, Tag]:
-    """Read the first directory of a TIFF structure, which EXIF blocks are too.
-
-    Args:
-        data: Holds the structure.
-        start: Where its byte-order mark is.
-
-    Returns:
-        Entries by tag; the first of several with one tag.
+def directory(data: bytes) -> dict[int, Tag]:
+    """The entries of a TIFF's first directory.
 
     Raises:
-        InvalidImage: More entries than any real file has.
+        InvalidImage: More entries than any real file has, or two for one tag: readers differ on which one counts.
         struct.error: Truncated.
     """
-    order = {b"II": "<", b"MM": ">"}[data[start : start + 2]]
-    (offset,) = struct.unpack_from(order + "I", data, start + 4)
-    (entries,) = struct.unpack_from(order + "H", data, start + offset)
-    if entries > MAX_SEGMENTS:
-        raise InvalidImage("the TIFF directory has too many entries; the file is broken")
     tags: dict[int, Tag] = {}
-    for index in range(entries):
-        place = start + offset + 2 + 12 * index
-        tag, kind, count = struct.unpack_from(order + "HHI", data, place)
-        form = {3: "H", 4: "I"}.get(kind) if count == 1 else None
-        number = struct.unpack_from(order + form, data, place + 8)[0] if form else 0
-        tags.setdefault(tag, Tag(kind, count, number))
+    for tag, entry in _entries(data):
+        if tag in tags:
+            raise InvalidImage(f"the TIFF says tag {tag} twice; the file is broken")
+        tags[tag] = entry
     return tags
+
+
+def _entries(data: bytes) -> Iterator[tuple[int, Tag]]:
+    order = "<" if data.startswith(b"II") else ">"
+    (offset,) = struct.unpack_from(order + "I", data, 4)
+    (entries,) = struct.unpack_from(order + "H", data, offset)
+    if entries > MAX_SEGMENTS:
+        raise InvalidImage("the TIFF has too many tags; the file is broken")
+    for place in range(offset + 2, offset + 2 + 12 * entries, 12):
+        tag, kind, values, pointer = struct.unpack_from(order + "HHII", data, place)
+        first = 0
+        if kind in _TIFF_NUMBERS:
+            form, size = _TIFF_NUMBERS[kind]
+            where = place + 8 if values * size <= 4 else pointer
+            if where + size <= len(data):
+                (first,) = struct.unpack_from(order + form, data, where)
+        yield tag, Tag(values, first)
 
 
 def exif_orientation(block: bytes) -> int:
     """The orientation, 1 to 8, that an EXIF block asks for; 1 where it is broken or says nothing.
 
-    Only the first directory is read and no offset in it is followed, so a block cannot loop.
+    Only the first directory is read and none is followed, so a block cannot loop.
 
     Args:
-        block: With or without the `Exif\\0\\0` that JPEG puts in front.
+        block: With or without the `Exif\\0\\0` that goes in front in a JPEG.
     """
-    start = 6 if block.startswith(b"Exif\0\0") else 0
     try:
-        orientation = directory(block, start)[_ORIENTATION].number
-    except (struct.error, KeyError, InvalidImage):
-        return 1
-    return orientation if 1 <= orientation <= 8 else 1
+        for tag, entry in _entries(block.removeprefix(b"Exif\0\0")):
+            if tag == _TIFF_ORIENTATION:
+                return entry.first if 1 <= entry.first <= 8 else 1
+    except (struct.error, InvalidImage):
+        pass
+    return 1
