@@ -1,0 +1,49 @@
+"""`python -m export list`: see `export.listing`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from export.commands import Parsers
+
+
+def add_parser(subparsers: Parsers) -> None:
+    """Add `list`."""
+    parser = subparsers.add_parser("list", help="list networks, their weights, and data sets")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print everything that can be asked for by name."""
+    from export import listing
+
+    output = Console()
+    if arguments.json:
+        output.out(json.dumps(listing.as_json(), ensure_ascii=False), highlight=False)
+        return 0
+    table = Table("network", "year", "input", box=None, header_style="bold", pad_edge=False)
+    table.add_column("parameters", justify="right")
+    table.add_column("multiply-accumulates", justify="right")
+    table.add_column("weights")
+    table.add_column("paper", ratio=1)
+    for entry in listing.entries():
+        table.add_row(
+            entry.name,
+            str(entry.year),
+            "×".join(map(str, entry.input)),
+            f"{entry.parameters:,}",
+            f"{entry.macs:,}",
+            f"{entry.origin}: {' '.join(entry.weights)}" if entry.weights else "train it",
+            entry.paper,
+        )
+    output.print(table)
+    output.print("\ntimm:NAME, timm:NAME.TAG   any of timm's convolutional networks", highlight=False)
+    output.print(f"data sets: {', '.join(listing.datasets())}", highlight=False)
+    return 0

@@ -1,0 +1,65 @@
+"""`python -m export publish`: see `export.publish`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from export.errors import ExportError
+
+if TYPE_CHECKING:
+    from export.commands import Parsers
+
+
+def add_parser(subparsers: Parsers) -> None:
+    """Add `publish`."""
+    parser = subparsers.add_parser(
+        "publish",
+        help="export, verify and publish a network into a model repository",
+        description="Exports a trained network to ONNX, holds it against PyTorch, calibrates it where there is data to "
+        "do so, and publishes it as a new version. Give a run's folder, or an architecture and its weights.",
+    )
+    parser.add_argument("run_folder", nargs="?", type=Path, metavar="RUN", help="folder that train wrote")
+    parser.add_argument("--arch", metavar="A", help="architecture, see `list`")
+    parser.add_argument(
+        "--weights", metavar="W", help="name of published weights, or a .pth or .safetensors file (default: random)"
+    )
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="one label per line, if the weights bring none")
+    parser.add_argument("--data", metavar="NAME", help="data set to calibrate and measure on, with the same labels")
+    parser.add_argument("--name", required=True, help="of the model: a-z 0-9 . _ -")
+    parser.add_argument(
+        "--repository", type=Path, default=Path("model_repository"), metavar="DIR", help="default: model_repository"
+    )
+    parser.add_argument("--json", action="store_true", help="print the spec as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Publish and print the spec's main figures."""
+    if (arguments.run_folder is None) == (arguments.arch is None):
+        raise ExportError("give either a run's folder or --arch; `publish --help` shows both")
+    if arguments.arch is None and (arguments.weights or arguments.labels or arguments.data):
+        raise ExportError("--weights, --labels and --data go with --arch; a run's folder brings its own")
+    from export.publish import from_run, from_weights, publish
+
+    with Console(stderr=True).status("load, export, verify, publish"):
+        if arguments.arch is None:
+            candidate = from_run(arguments.run_folder)
+        else:
+            candidate = from_weights(arguments.arch, arguments.weights, arguments.labels, arguments.data)
+        spec = publish(candidate, arguments.name, arguments.repository)
+    output = Console()
+    if arguments.json:
+        output.out(spec.model_dump_json(exclude={"golden"}), highlight=False)
+        return 0
+    parity = max(spec.parity.max_difference.values()) if spec.parity else float("nan")
+    accuracy = f"{spec.accuracy.top1:.2%} of {spec.accuracy.data}" if spec.accuracy else "accuracy unknown"
+    output.print(
+        f"{spec.name} version {spec.version} → {arguments.repository / spec.name / spec.version}: {accuracy}; "
+        f"{spec.parameters:,} parameters, {spec.macs:,} multiply-accumulates; parity with PyTorch {parity:.1g}",
+        soft_wrap=True,
+    )
+    return 0

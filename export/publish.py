@@ -1,0 +1,184 @@
+"""From trained parameters to a version in the model repository: ONNX, parity, calibration, golden images, publication.
+
+The parameters come from a run's folder, or are published weights or a file of them. A data set, where there is one,
+gives the real images to verify on, and the held-out ones to calibrate on and to measure accuracy on. Without one a
+few photographs do for the first, and the spec says nothing about the others.
+"""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export import architectures, calibrate, data, parity, repository, run, samples, weights
+from export.architectures.base import Architecture, Network
+from export.data import Dataset
+from export.describe import describe
+from export.errors import ExportError, RunError
+from export.replay import MODEL_FILE, sha256
+from export.to_onnx import to_onnx
+from service.preprocess import Preprocessor
+from service.spec import Calibration, Golden, ImageSpec, ModelSpec, Weights
+
+GOLDEN_IMAGES = 10  # at most one per label
+PARITY_IMAGES = 24
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is to be published.
+
+    Attributes:
+        architecture: Of the network.
+        network: With its weights, in evaluation mode.
+        image: The image contract that it was trained under.
+        labels: `[K]`.
+        weights: Where they come from.
+        dataset: The images to verify, calibrate and test it on; None: verified on photographs, not calibrated.
+    """
+
+    architecture: Architecture
+    network: Network
+    image: ImageSpec
+    labels: tuple[str, ...]
+    weights: Weights
+    dataset: Dataset | None
+
+
+def from_run(folder: Path) -> Candidate:
+    """Load a run.
+
+    Raises:
+        RunError: The folder holds no finished run, or a checkpoint of another network.
+        UnknownName: Its architecture or data set is not here.
+    """
+    record, _ = run.load(folder)
+    architecture = architectures.get(record.architecture)
+    module = architecture.build(len(record.labels))
+    checkpoint = folder / run.CHECKPOINT
+    try:
+        module.load_state_dict(torch.load(checkpoint, weights_only=True))
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise RunError(f"{checkpoint} does not fit {record.architecture}: {error}; train it again") from error
+    return Candidate(
+        architecture=architecture,
+        network=architecture.cut(module.eval()),
+        image=record.image,
+        labels=record.labels,
+        weights=Weights(
+            source=f"trained on {record.data} (seed {record.seed})", sha256=sha256(checkpoint), license="Apache-2.0"
+        ),
+        dataset=data.load(record.data),
+    )
+
+
+def from_weights(name: str, source: str | None, labels: Path | None = None, data_name: str | None = None) -> Candidate:
+    """Take a network by name with published weights, those of a file, or random ones.
+
+    Args:
+        name: Of the architecture.
+        source: Name of published weights, path of a file, or None.
+        labels: Text file with one label per line, where the weights do not bring theirs.
+        data_name: Of a data set with the same labels.
+
+    Raises:
+        ExportError: Something is unknown, cannot be fetched, or does not fit; the message says which.
+    """
+    architecture = architectures.get(name)
+    dataset = data.load(data_name) if data_name else None
+    loaded = weights.load(architecture, source, labels=labels)
+    names = loaded.labels
+    if names is None and dataset is not None:
+        names = dataset.label_names
+    if names is None and source is None:
+        names = tuple(f"class {index}" for index in range(architecture.labels))
+    if names is None:
+        raise ExportError("the weights do not say what their classes are called: pass --labels FILE, one per line")
+    if dataset is not None and names != dataset.label_names:
+        raise ExportError(f"the labels of {dataset.name} are not those of the weights, in this order")
+    return Candidate(architecture, architecture.cut(loaded.module.eval()), loaded.image, names, loaded.weights, dataset)
+
+
+def publish(candidate: Candidate, name: str, into: Path) -> ModelSpec:
+    """Export, verify, calibrate and publish.
+
+    Args:
+        candidate: What.
+        name: Of the model.
+        into: The model repository.
+
+    Returns:
+        The spec as published.
+
+    Raises:
+        GraphError: It cannot be exported.
+        ParityError: The exported graph differs from PyTorch.
+        RepositoryError: The repository cannot take it.
+    """
+    torch.set_num_threads(THREADS)
+    network, image, dataset = candidate.network.eval(), candidate.image, candidate.dataset
+    with tempfile.TemporaryDirectory(prefix="fovea-") as folder:
+        path = Path(folder) / MODEL_FILE
+        to_onnx(network, image, path)
+        pixels = real_images(dataset, image)
+        agreement = parity.check(network, image, path, pixels)
+        accuracy, calibration = None, Calibration()
+        if dataset is not None:
+            accuracy, calibration = calibrate.calibrate(path, dataset, image)
+        described = describe(network, (image.channels, image.height, image.width))
+        sample = parity.outputs_of(network, image, pixels)
+        maps, features = sample["activations"], sample["features"]
+        spec = ModelSpec(
+            name=name,
+            version="1",
+            architecture=candidate.architecture.name,
+            paper=candidate.architecture.paper,
+            weights=candidate.weights,
+            image=image,
+            labels=candidate.labels,
+            features=features.shape[1],
+            maps=maps.shape[1:],
+            pooled=features.shape[1] == maps.shape[1] and np.allclose(features, maps.mean(axis=(2, 3)), atol=1e-5),
+            parameters=described.parameters,
+            macs=described.macs,
+            accuracy=accuracy,
+            calibration=calibration,
+            parity=agreement,
+            golden=golden(network, image, dataset),
+            files={MODEL_FILE: sha256(path)},
+        )
+        return repository.publish(into, spec, Path(folder))
+
+
+def real_images(dataset: Dataset | None, image: ImageSpec) -> NDArray[np.uint8]:
+    """Images to verify on, as the service would see them: uint8 `[M, H, W, C]`."""
+    if dataset is not None:
+        return dataset.pixels(dataset.split.test[:PARITY_IMAGES], image)
+    preprocess = Preprocessor(image)
+    return np.stack([preprocess(each) for each in samples.photographs().values()])
+
+
+def golden(network: Network, image: ImageSpec, dataset: Dataset | None) -> tuple[Golden, ...]:
+    """A few encoded images with the logits that PyTorch gives for them: the first test image of each label, up to a
+    number, or photographs."""
+    files = samples.golden()
+    if dataset is not None:
+        test = dataset.split.test
+        _, first = np.unique(dataset.labels[test], return_index=True)
+        files = {
+            f"{dataset.name}-{index}-{dataset.label_names[dataset.labels[index]]}.png": dataset.images[index]
+            for index in test[np.sort(first[:GOLDEN_IMAGES])]
+        }
+    preprocess = Preprocessor(image)
+    logits = parity.outputs_of(network, image, np.stack([preprocess(each) for each in files.values()]))["logits"]
+    return tuple(
+        Golden(name=name, data=file, logits=tuple(map(float, row)))
+        for (name, file), row in zip(files.items(), logits, strict=True)
+    )

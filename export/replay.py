@@ -1,0 +1,88 @@
+"""Hold a version's files against its own spec: hashes, output shapes, and golden images from bytes to probabilities.
+
+The gateway does the same whenever it loads a version. Doing it on the staged files keeps out of the repository
+whatever the gateway would refuse.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from export.errors import DriftError
+from service.calibration import probabilities
+from service.preprocess import Preprocessor
+from service.spec import OUTPUTS, ModelSpec
+
+onnxruntime.disable_telemetry_events()
+
+MODEL_FILE = "model.onnx"
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def session(path: Path, threads: int = 2) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU that leaves idle cores alone and keeps quiet.
+
+    Raises:
+        DriftError: ONNX Runtime cannot load the file.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions share no base class
+        raise DriftError(f"{path.name} does not load in ONNX Runtime: {error}") from error
+
+
+def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """The shape of every output without its batch dimension, as the contract has it."""
+    _, height, width = spec.maps
+    return {
+        "logits": (len(spec.labels),),
+        "features": (spec.features,),
+        "cam": (spec.cam_classes, height, width),
+        "activations": spec.maps,
+    }
+
+
+def check(spec: ModelSpec, folder: Path) -> None:
+    """Check a version's directory against its spec.
+
+    Args:
+        spec: Of the version.
+        folder: Its directory.
+
+    Raises:
+        DriftError: A file is missing or altered, an output has another shape or type, or a golden image
+            gives other probabilities than the spec says.
+    """
+    for name, expected in spec.files.items():
+        path = folder / name
+        if not path.is_file() or sha256(path) != expected:
+            raise DriftError(f"{spec.name}: {name} is not the file that was verified; publish again")
+    preprocess = Preprocessor(spec.image)
+    batch = np.stack([preprocess(golden.data) for golden in spec.golden])
+    outputs = dict(zip(OUTPUTS, session(folder / MODEL_FILE).run(list(OUTPUTS), {"image": batch}), strict=True))
+    for name, shape in shapes(spec).items():
+        found = outputs[name]
+        if found.shape != (len(batch), *shape) or found.dtype != np.float32:
+            raise DriftError(f"{spec.name}: {name} is {found.dtype} {found.shape[1:]}, the spec says float32 {shape}")
+    temperature = spec.calibration.temperature
+    promised = probabilities(np.array([golden.logits for golden in spec.golden]), temperature)
+    drift = np.abs(probabilities(outputs["logits"], temperature) - promised).max(axis=1)
+    worst = int(drift.argmax())
+    if not drift[worst] <= spec.golden_tolerance:  # NaN fails too
+        raise DriftError(
+            f"{spec.name}: golden image {spec.golden[worst].name} drifts by {drift[worst]:.2g} in probability, "
+            f"{spec.golden_tolerance:.2g} is allowed"
+        )

@@ -1,0 +1,284 @@
+"""Publishing: what is written reads back, and nothing that goes wrong at any moment is ever served."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as triton
+
+from export import repository as module
+from export.errors import DriftError, RepositoryError
+from export.replay import MODEL_FILE, sha256
+from export.repository import LOCK_NAME, max_batch_size, publish
+from service.preprocess import Preprocessor
+from service.spec import CONFIG_NAME, ModelSpec, read_config
+from tests.models import publish_tiny, tiny_logits, tiny_model, tiny_spec
+
+ROOT = Path(__file__).parents[2]
+
+
+def served(repository: Path, name: str = "tiny") -> dict[str, ModelSpec]:
+    """The versions that a gateway finds, after checking every hash."""
+    folder = repository / name
+    if not folder.exists():
+        return {}
+    specs = read_config(folder / CONFIG_NAME).specs
+    there = {path.name for path in folder.iterdir() if path.is_dir()}
+    assert there <= specs.keys(), "a version without a spec"
+    for version in there:
+        for file, expected in specs[version].files.items():
+            assert sha256(folder / version / file) == expected
+    return {version: specs[version] for version in sorted(there)}
+
+
+def only_models_in(repository: Path) -> bool:
+    return all(path.name == LOCK_NAME or not path.name.startswith(".") for path in repository.iterdir())
+
+
+def prepared(folder: Path, **changes: object) -> ModelSpec:
+    """A tiny model's file in `folder`, and its spec."""
+    tiny_model(folder / MODEL_FILE)
+    files = {MODEL_FILE: sha256(folder / MODEL_FILE)}
+    return tiny_spec().model_copy(update={"files": files, **changes})
+
+
+# What is written
+
+
+def test_config_reads_back_with_its_spec(tmp_path: Path) -> None:
+    spec = publish_tiny(tmp_path, labels=7, size=16)
+    text = (tmp_path / "tiny" / CONFIG_NAME).read_text(encoding="utf-8")
+    config = text_format.Parse(text, triton.ModelConfig())
+    assert (config.name, config.backend, config.default_model_filename) == ("tiny", "onnxruntime", "model.onnx")
+    assert config.max_batch_size == 64
+    assert [(each.name, each.data_type, list(each.dims)) for each in config.input] == [
+        ("image", triton.TYPE_UINT8, [16, 16, 3])
+    ]
+    assert [(each.name, each.data_type, list(each.dims)) for each in config.output] == [
+        ("logits", triton.TYPE_FP32, [7]),
+        ("features", triton.TYPE_FP32, [3]),
+        ("cam", triton.TYPE_FP32, [5, 8, 8]),
+        ("activations", triton.TYPE_FP32, [3, 8, 8]),
+    ]
+    assert config.HasField("dynamic_batching")
+    assert [(each.count, each.kind) for each in config.instance_group] == [(1, triton.ModelInstanceGroup.KIND_CPU)]
+    assert config.version_policy.latest.num_versions == 2
+    assert read_config(tmp_path / "tiny" / CONFIG_NAME).specs == {"1": spec}
+
+
+def test_tiny_model_gives_what_numpy_gives() -> None:
+    spec = tiny_spec(labels=4, size=12, seed=5)
+    pixels = np.stack([Preprocessor(spec.image)(golden.data) for golden in spec.golden])
+    logits = np.array([golden.logits for golden in spec.golden])
+    np.testing.assert_allclose(tiny_logits(pixels, labels=4, seed=5), logits, rtol=1e-6)
+
+
+def test_versions_count_up_and_earlier_ones_stay(tmp_path: Path) -> None:
+    first = publish_tiny(tmp_path)
+    before = sha256(tmp_path / "tiny" / "1" / MODEL_FILE)
+    second = publish_tiny(tmp_path, seed=1)
+    assert served(tmp_path) == {"1": first, "2": second}
+    assert sha256(tmp_path / "tiny" / "1" / MODEL_FILE) == before
+    assert only_models_in(tmp_path)
+
+
+def test_a_number_never_means_two_things(tmp_path: Path) -> None:
+    for seed in range(2):
+        publish_tiny(tmp_path, seed=seed)
+    shutil.rmtree(tmp_path / "tiny" / "2")
+    assert publish_tiny(tmp_path, seed=2).version == "3"
+    assert read_config(tmp_path / "tiny" / CONFIG_NAME).specs.keys() == {"1", "3"}
+
+
+@pytest.mark.parametrize(
+    ("macs", "batch"), [(0, 64), (49_999_999, 64), (50_000_000, 16), (999_999_999, 16), (10**9, 8), (10**11, 8)]
+)
+def test_heavier_networks_get_smaller_batches(macs: int, batch: int) -> None:
+    assert max_batch_size(macs) == batch
+
+
+def test_the_heaviest_version_sets_the_batch(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    publish(tmp_path / "models", prepared(source, macs=10**9), source)
+    publish(tmp_path / "models", prepared(source), source)
+    assert read_config(tmp_path / "models" / "tiny" / CONFIG_NAME).max_batch_size == 8
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("name", ["", "Tiny", "-tiny", "ti ny", "tiny/..", "..", "a" * 65, "tiny.encoded", "größe"])
+def test_names_that_cannot_be(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RepositoryError, match="cannot name a model"):
+        publish_tiny(tmp_path, name)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["t", "0", "a" * 64, "lenet5-digits", "v1.2_x", "encoded"])
+def test_names_that_can_be(tmp_path: Path, name: str) -> None:
+    assert publish_tiny(tmp_path, name).name == name
+
+
+@pytest.mark.parametrize(
+    ("labels", "size", "changed"), [(4, 8, "logits is (4,), was (3,)"), (3, 16, "image is (16, 16, 3)")]
+)
+def test_other_shapes_take_another_name(tmp_path: Path, labels: int, size: int, changed: str) -> None:
+    publish_tiny(tmp_path)
+    with pytest.raises(RepositoryError, match=re.escape(changed) + ".*take another name"):
+        publish_tiny(tmp_path, labels=labels, size=size)
+    assert served(tmp_path).keys() == {"1"}
+    assert only_models_in(tmp_path)
+
+
+def test_a_foreign_model_is_left_alone(tmp_path: Path) -> None:
+    foreign = tmp_path / "tiny" / CONFIG_NAME
+    foreign.parent.mkdir()
+    foreign.write_text('name: "tiny"\nbackend: "python"\n')
+    with pytest.raises(RepositoryError, match="not published by Fovea"):
+        publish_tiny(tmp_path)
+    foreign.write_text("not a config")
+    with pytest.raises(RepositoryError, match="in the way"):
+        publish_tiny(tmp_path)
+    foreign.unlink()
+    with pytest.raises(RepositoryError, match="in the way"):
+        publish_tiny(tmp_path)
+
+
+@pytest.mark.parametrize("escape", ["/etc/model.onnx", "../model.onnx", "1/../../model.onnx"])
+def test_files_stay_inside_of_the_version(tmp_path: Path, escape: str) -> None:
+    spec = tiny_spec().model_copy(update={"files": {escape: "0" * 64}})
+    with pytest.raises(RepositoryError, match="outside"):
+        publish(tmp_path / "models", spec, tmp_path)
+
+
+def test_drift_is_refused_with_figures(tmp_path: Path) -> None:
+    publish_tiny(tmp_path)
+    spec = prepared(tmp_path)
+    wrong = spec.golden[1].model_copy(update={"logits": (9.0, 0.0, 0.0)})
+    with pytest.raises(DriftError, match=r"golden-1\.png drifts by 0\.\d+ in probability, 0\.001 is allowed"):
+        publish(tmp_path, spec.model_copy(update={"golden": (spec.golden[0], wrong)}), tmp_path)
+    with pytest.raises(RepositoryError, match="breaks the contract"):
+        publish(tmp_path, spec.model_copy(update={"golden": ()}), tmp_path)
+    assert served(tmp_path).keys() == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"files": {MODEL_FILE: "0" * 64}}, "not the file that was verified"),
+        ({"features": 4}, r"features is float32 \(3,\), the spec says float32 \(4,\)"),
+        ({"maps": (3, 8, 8)}, r"cam is float32 \(3, 4, 4\), the spec says float32 \(3, 8, 8\)"),
+    ],
+)
+def test_a_spec_that_its_file_contradicts_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    spec = prepared(tmp_path, **change)
+    with pytest.raises(DriftError, match=message):
+        publish(tmp_path / "models", spec, tmp_path)
+    assert served(tmp_path / "models") == {}
+
+
+def test_a_broken_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / MODEL_FILE).write_bytes(b"no graph")
+    spec = tiny_spec().model_copy(update={"files": {MODEL_FILE: sha256(tmp_path / MODEL_FILE)}})
+    with pytest.raises(DriftError, match="does not load"):
+        publish(tmp_path / "models", spec, tmp_path)
+
+
+# What goes wrong on the way
+
+
+@pytest.mark.parametrize("versions", [0, 1], ids=["new model", "new version"])
+def test_killed_at_any_moment(tmp_path: Path, versions: int) -> None:
+    base, copies = tmp_path / "base", tmp_path / "copies"
+    base.mkdir()
+    copies.mkdir()
+    for _ in range(versions):
+        publish_tiny(base)
+    command = [sys.executable, "-m", "tests.unit.kill_publisher", str(base), str(copies)]
+    subprocess.run(command, check=True, timeout=100, cwd=ROOT)
+    old = {str(version + 1) for version in range(versions)}
+    new = old | {str(versions + 1)}
+    repositories = sorted(copies.iterdir(), key=lambda path: int(path.name))
+    states = []
+    for repository in repositories:
+        states.append(served(repository).keys())
+        assert states[-1] in (old, new)
+        after = publish_tiny(repository, seed=2)
+        assert served(repository).keys() == states[-1] | {after.version}
+        assert only_models_in(repository)
+    assert len(states) > 20
+    assert states[0] == old
+    assert states[-2] == states[-1] == new  # killed before cleaning up, and not killed
+    assert states == sorted(states, key=len)  # once there, it stays there
+
+
+def test_concurrent_publishers_take_turns(tmp_path: Path) -> None:
+    script = "import sys; from pathlib import Path; from tests.models import publish_tiny; "
+    script += "[publish_tiny(Path(sys.argv[1]), seed=int(sys.argv[2])) for _ in range(2)]"
+    publishers = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(seed)], cwd=ROOT) for seed in range(3)
+    ]
+    with ThreadPoolExecutor(2) as threads:  # and some in one process
+        done = [threads.submit(publish_tiny, tmp_path, seed=seed) for seed in range(2)]
+        versions = [each.result(timeout=60).version for each in done]
+    assert [publisher.wait(timeout=60) for publisher in publishers] == [0, 0, 0]
+    assert served(tmp_path).keys() == {str(version + 1) for version in range(8)}
+    assert len(set(versions)) == 2
+    assert only_models_in(tmp_path)
+
+
+def test_waiting_for_another_publisher_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOCK_WAIT", 0.1)
+    with module._lock(tmp_path), pytest.raises(RepositoryError, match="another publisher"):
+        publish_tiny(tmp_path)
+
+
+@pytest.mark.parametrize("step", ["copy", "flush", "rename"])
+@pytest.mark.parametrize("versions", [0, 1])
+def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, versions: int, step: str) -> None:
+    for _ in range(versions):
+        publish_tiny(tmp_path)
+    before = served(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        where = {"copy": (shutil, "copyfile"), "flush": (os, "fsync"), "rename": (Path, "rename")}[step]
+        patch.setattr(*where, full)
+        with pytest.raises(RepositoryError, match="the disk is full; free some space and publish again"):
+            publish_tiny(tmp_path)
+    assert served(tmp_path) == before
+    assert only_models_in(tmp_path)
+    publish_tiny(tmp_path)
+    assert len(served(tmp_path)) == versions + 1
+
+
+def test_a_repository_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RepositoryError, match="was not published to"):
+        publish_tiny(tmp_path / "file")
+
+
+def test_leftovers_of_the_dead_go_away(tmp_path: Path) -> None:
+    leftover = tmp_path / ".staging-tiny-1" / "tiny" / "1"
+    leftover.mkdir(parents=True)
+    (leftover / MODEL_FILE).write_bytes(b"half")
+    publish_tiny(tmp_path)
+    assert only_models_in(tmp_path)
+
+
+def test_needs_no_torch() -> None:
+    script = "import sys, export.repository, tests.models; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, cwd=ROOT)
