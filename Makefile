@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 REPOSITORY ?= model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check format digits lock clean
+.PHONY: help serve test test-fast check bench format digits lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ check: $(VENV)/.dev ## lint, format, types, import directions: what CI checks be
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev ## measure the gateway beside its peers on this machine (needs wrk; ARGS=… pass through)
+	$(BIN)/python -m load_tests.bench $(ARGS)
 
 format: $(VENV)/.dev ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix --quiet . || true

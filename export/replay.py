@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 
 from export.errors import DriftError
-from service.calibration import probabilities
+from service.golden import Drifted, golden_batch, golden_difference
 from service.preprocess import Preprocessor
 from service.spec import OUTPUTS, ModelSpec
 
@@ -70,19 +70,13 @@ def check(spec: ModelSpec, folder: Path) -> None:
         path = folder / name
         if not path.is_file() or sha256(path) != expected:
             raise DriftError(f"{spec.name}: {name} is not the file that was verified; publish again")
-    preprocess = Preprocessor(spec.image)
-    batch = np.stack([preprocess(golden.data) for golden in spec.golden])
+    batch = golden_batch(spec, Preprocessor(spec.image))
     outputs = dict(zip(OUTPUTS, session(folder / MODEL_FILE).run(list(OUTPUTS), {"image": batch}), strict=True))
     for name, shape in shapes(spec).items():
         found = outputs[name]
         if found.shape != (len(batch), *shape) or found.dtype != np.float32:
             raise DriftError(f"{spec.name}: {name} is {found.dtype} {found.shape[1:]}, the spec says float32 {shape}")
-    temperature = spec.calibration.temperature
-    promised = probabilities(np.array([golden.logits for golden in spec.golden]), temperature)
-    drift = np.abs(probabilities(outputs["logits"], temperature) - promised).max(axis=1)
-    worst = int(drift.argmax())
-    if not drift[worst] <= spec.golden_tolerance:  # NaN fails too
-        raise DriftError(
-            f"{spec.name}: golden image {spec.golden[worst].name} drifts by {drift[worst]:.2g} in probability, "
-            f"{spec.golden_tolerance:.2g} is allowed"
-        )
+    try:
+        golden_difference(spec, outputs["logits"])
+    except Drifted as drifted:
+        raise DriftError(f"{spec.name}: {drifted}") from drifted

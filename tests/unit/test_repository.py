@@ -166,7 +166,7 @@ def test_drift_is_refused_with_figures(tmp_path: Path) -> None:
     publish_tiny(tmp_path)
     spec = prepared(tmp_path)
     wrong = spec.golden[1].model_copy(update={"logits": (9.0, 0.0, 0.0)})
-    with pytest.raises(DriftError, match=r"golden-1\.png drifts by 0\.\d+ in probability, 0\.001 is allowed"):
+    with pytest.raises(DriftError, match=r"'golden-1\.png': a probability differs by 0\.\d+, more than 0\.001"):
         publish(tmp_path, spec.model_copy(update={"golden": (spec.golden[0], wrong)}), tmp_path)
     with pytest.raises(RepositoryError, match="breaks the contract"):
         publish(tmp_path, spec.model_copy(update={"golden": ()}), tmp_path)
