@@ -31,6 +31,8 @@ Run = Callable[[NDArray[np.uint8], frozenset[str]], Outputs]
 SWEEP_SECONDS = 0.01  # how late, at most, a waiting request learns that its deadline has passed
 # A batch shorter than this runs on the event loop: handing it to another thread and back would take as long.
 INLINE_SECONDS = 0.001
+STALE_SECONDS = 1.0  # measurements older than this are doubted
+DOUBT = 4.0  # by this factor
 STUCK_SECONDS = 10.0  # a batch that runs this long beyond its prediction makes the batcher unhealthy
 
 
@@ -45,17 +47,30 @@ class BatchTimes:
         self._fixed = 0.0
         self._each = 0.0
         self._scale = 1.0
+        self._measured = time.monotonic()
 
     def calibrate(self, one: float, many: float, size: int) -> None:
         """Set the shape from the seconds of a batch of one and of a batch of `size` images."""
         self._each = max((many - one) / (size - 1), one * 1e-3) if size > 1 else one
         self._fixed = max(one - self._each, 0.0)
         self._scale = 1.0
+        self._measured = time.monotonic()
 
     def observe(self, size: int, seconds: float) -> None:
         base = self._fixed + self._each * size
         if base > 0:
-            self._scale += 0.2 * (seconds / base - self._scale)
+            weight = 0.5 if self.stale() else 0.2
+            # A batch that took a hundred times as long met with an accident; only several of them are a trend.
+            ratio = min(seconds / base, 4 * self._scale)
+            self._scale += weight * (ratio - self._scale)
+        self._measured = time.monotonic()
+
+    def at_best(self, size: int) -> float:
+        """What a batch of n images may take if the last measurements were worse than the machine is."""
+        return min(self._scale, 1.0) / DOUBT * (self._fixed + self._each * size)
+
+    def stale(self) -> bool:
+        return time.monotonic() - self._measured > STALE_SECONDS
 
     def predict(self, size: int) -> float:
         return self._scale * (self._fixed + self._each * size)
@@ -75,6 +90,7 @@ class _Batch:
     entries: list[_Entry]
     started: float
     predicted: float
+    failed: bool = False
 
 
 class Observer:
@@ -175,6 +191,9 @@ class Batcher:
         if deadline != math.inf:
             now = time.monotonic()
             wait = self.wait(waiting + images)
+            if waiting == 0 and self._running is None and self.times.stale():
+                # With nobody let in nothing would run, and a prediction that is too high would stay so for ever.
+                wait = self.times.at_best(images)
             if now + wait > deadline:
                 raise Overloaded(
                     f"an answer would take about {wait * 1000:.0f} ms and the deadline is in"
@@ -265,12 +284,17 @@ class Batcher:
         for entry in (*self._waiting, *(self._running.entries if self._running else ())):
             if now >= entry.deadline and not entry.future.done():
                 entry.future.set_exception(DeadlineExceeded("the deadline passed before the answer was ready"))
+        if any(entry.future.done() for entry in self._waiting):
+            # The dead hold no places: neither those just swept nor those whose clients have gone.
+            self._waiting = deque(entry for entry in self._waiting if not entry.future.done())
+            self._observer.queued(len(self._waiting))
         if self._waiting or self._running is not None:
             self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def _finished(self, batch: _Batch, rows: list[Row | FoveaError], seconds: float) -> None:
         self._running = None
-        self.times.observe(len(batch.entries), seconds)
+        if not batch.failed:  # what its retries took says nothing about the next batch
+            self.times.observe(len(batch.entries), seconds)
         self._observer.batch(len(batch.entries), seconds)
         for entry, row in zip(batch.entries, rows, strict=True):
             if entry.future.done():
@@ -301,14 +325,20 @@ class Batcher:
     def _execute(self, batch: _Batch, started: float) -> list[Row | FoveaError]:
         entries = batch.entries
         try:
-            outputs = self._infer(entries)
+            return self._rows(entries, started)
         except Exception as error:  # noqa: BLE001 - whatever the backend raises must not end the thread
+            batch.failed = True
             if len(entries) == 1:
                 return [_failure(error)]
             # One image may have failed the batch: run each alone, so that only the culprit pays.
-            return [self._execute(_Batch([entry], batch.started, 0.0), started)[0] for entry in entries]
+            return [self._execute(_Batch([entry], batch.started, 0.0), time.monotonic())[0] for entry in entries]
+
+    def _rows(self, entries: list[_Entry], started: float) -> list[Row | FoveaError]:
+        outputs = self._infer(entries)
         seconds = time.monotonic() - started
         size = len(entries)
+        if any(len(values) != size for values in outputs.values()):
+            raise ValueError(f"a batch of {size} gave outputs of {[len(values) for values in outputs.values()]} rows")
         return [
             Row({name: values[index] for name, values in outputs.items()}, started - entry.enqueued, seconds, size)
             for index, entry in enumerate(entries)

@@ -112,7 +112,7 @@ def prediction_set(probs: Floats, quantile: float) -> Ints:
         probs: `[K]`.
         quantile: From `fit_conformal_quantile`.
     """
-    inside = np.flatnonzero(probs >= 1 - quantile)
+    inside = np.flatnonzero(1 - probs <= quantile)  # as fitted; `probs >= 1 - quantile` rounds otherwise
     return np.asarray(inside[np.argsort(-probs[inside], kind="stable")])
 
 

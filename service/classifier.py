@@ -22,6 +22,7 @@ from service.spec import ModelSpec
 
 # Up to this size decoding takes less time than handing it to another thread and back.
 INLINE_PIXELS = 64 * 64
+INLINE_BYTES = 16 * 1024
 
 LOGITS = frozenset({"logits"})
 FEATURES = frozenset({"features"})
@@ -213,7 +214,7 @@ class Classifier:
         """Decode one image and wait for its row; also the seconds decoding took, its wait for a thread included."""
         started = time.monotonic()
         try:
-            if pixels(image) <= INLINE_PIXELS:
+            if len(image) <= INLINE_BYTES and pixels(image) <= INLINE_PIXELS:
                 sample = served.preprocess(image)
             else:
                 loop = asyncio.get_running_loop()
@@ -232,7 +233,7 @@ class Classifier:
         logits = np.asarray(row.outputs["logits"], np.float32)
         probs = probabilities(logits, calibration.temperature)
         order = np.argsort(-probs, kind="stable")[:top_k]
-        classes = [ClassScore(spec.labels[index], int(index), float(probs[index])) for index in order]
+        classes = [ClassScore(spec.labels[index], int(index), round(float(probs[index]), 6)) for index in order]
         abstained = False
         if calibration.abstain_above_energy is not None:
             abstained = bool(energy(logits) > calibration.abstain_above_energy)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.calibration import probabilities
+from service.errors import FoveaError
 from service.preprocess import Preprocessor
 from service.spec import ModelSpec
 
@@ -15,8 +16,18 @@ class Drifted(Exception):
 
 
 def golden_batch(spec: ModelSpec, preprocess: Preprocessor) -> NDArray[np.uint8]:
-    """The golden images, decoded and resized: `[G, H, W, C]`."""
-    return np.stack([preprocess(golden.data) for golden in spec.golden])
+    """The golden images, decoded and resized: `[G, H, W, C]`.
+
+    Raises:
+        Drifted: One of them is not taken any more.
+    """
+    images = []
+    for golden in spec.golden:
+        try:
+            images.append(preprocess(golden.data))
+        except FoveaError as error:
+            raise Drifted(f"golden image {golden.name!r} is refused: {error.message}") from error
+    return np.stack(images)
 
 
 def golden_difference(spec: ModelSpec, logits: NDArray[np.floating]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import sys
 import threading
 import time
@@ -16,6 +17,9 @@ request_id_context: ContextVar[str | None] = ContextVar("request_id", default=No
 
 FLUSH_SECONDS = 0.2
 FLUSH_LINES = 256
+
+# What a client can put into a path must neither begin a line of the log nor speak to the terminal.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
@@ -52,7 +56,8 @@ class TextFormatter(logging.Formatter):
             extras["request_id"] = request_id
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         tail = "  " + " ".join(f"{key}={value}" for key, value in extras.items()) if extras else ""
-        text = f"{clock} {record.levelname.lower():7} {record.getMessage()}{tail}"
+        line = f"{clock} {record.levelname.lower():7} {record.getMessage()}{tail}"
+        text = _CONTROL.sub(lambda match: repr(match[0])[1:-1], line)
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
@@ -82,8 +87,10 @@ class BufferedHandler(logging.Handler):
         with self.lock or contextlib.nullcontext():
             lines, self._lines = self._lines, []
             if lines:
-                sys.stderr.write("\n".join(lines) + "\n")
-                sys.stderr.flush()
+                # A full disk or a closed pipe under the log is no reason to fail what is logged.
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stderr.write("\n".join(lines) + "\n")
+                    sys.stderr.flush()
 
     def _flush_now_and_then(self) -> None:
         while self._waiting.wait():

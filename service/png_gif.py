@@ -150,7 +150,7 @@ def _with_palette(image: Image.Image, colours: bytes, alphas: bytes) -> Image.Im
     """
     entries = len(colours) // 3
     histogram = image.histogram()
-    if len(colours) % 3 or len(alphas) > entries or any(histogram[entries:]):
+    if len(colours) % 3 or any(histogram[entries:]):
         raise InvalidImage("the palette does not fit the pixels; the file is damaged")
     if not alphas:
         image.putpalette(colours)

@@ -76,6 +76,8 @@ class Settings(BaseSettings):
     def _consistent(self) -> Settings:
         if self.max_timeout_ms < self.default_timeout_ms:
             raise ValueError("max_timeout_ms must not be less than default_timeout_ms")
+        if self.max_queue < self.max_images:
+            raise ValueError("max_queue must not be less than max_images: it has to hold one request")
         return self
 
 
@@ -93,5 +95,6 @@ def load(**flags: Any) -> Settings:
         for one in error.errors(include_url=False):
             name = ".".join(map(str, one["loc"]))
             source = f"--{name.replace('_', '-')}" if name in given else f"FOVEA_{name.upper()}"
-            lines.append(f"{source}: {one['msg']}" if name else one["msg"])
+            message = one["msg"].removeprefix("Value error, ")  # pydantic's words; the rest is ours
+            lines.append(f"{source}: {message}" if name else message)
         raise InvalidSettings("\n".join(lines)) from None

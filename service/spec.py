@@ -202,6 +202,7 @@ class RepositoryModel(BaseModel):
     max_batch_size: int
     keep_versions: int  # how many of the latest versions are served
     specs: dict[str, ModelSpec]  # by version
+    refused: dict[str, str]  # why a version's spec was refused
 
 
 def specs_from_config(config: ModelConfig) -> dict[str, ModelSpec]:
@@ -216,7 +217,15 @@ def specs_from_config(config: ModelConfig) -> dict[str, ModelSpec]:
     Raises:
         InvalidSpec: A spec does not parse or contradicts its key or the config.
     """
-    specs = {}
+    specs, refused = _specs(config)
+    for problem in refused.values():
+        raise InvalidSpec(problem)
+    return specs
+
+
+def _specs(config: ModelConfig) -> tuple[dict[str, ModelSpec], dict[str, str]]:
+    """The specs that keep the contract, and what is wrong with the others; both by version."""
+    specs, refused = {}, {}
     for key, parameter in config.parameters.items():
         if not key.startswith(SPEC_KEY):
             continue
@@ -226,32 +235,44 @@ def specs_from_config(config: ModelConfig) -> dict[str, ModelSpec]:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"]) or "spec"
-            raise InvalidSpec(f"{config.name} version {version}: {place}: {first['msg']}") from error
+            refused[version] = f"{config.name} version {version}: {place}: {first['msg']}"
+            continue
         if (spec.name, spec.version) != (config.name, version):
-            raise InvalidSpec(f"{config.name} version {version}: the spec says {spec.name} version {spec.version}")
+            refused[version] = f"{config.name} version {version}: the spec says {spec.name} version {spec.version}"
+            continue
         specs[version] = spec
-    return specs
+    return specs, refused
 
 
-def read_config(path: Path) -> RepositoryModel:
+def read_config(path: Path, *, lenient: bool = False) -> RepositoryModel:
     """Read `config.pbtxt`.
+
+    Args:
+        path: Of the file.
+        lenient: Take the versions whose specs are sound and list the others in `refused`, instead of raising: one
+            bad spec must not keep a model's other versions from serving.
 
     Raises:
         InvalidSpec: The file is not a model config, or a spec in it breaks the contract.
         OSError: The file cannot be read.
     """
+    place = f"{path.parent.name}/{path.name}"  # clients read this too: where the repository lies is not their business
     try:
         config = text_format.Parse(path.read_bytes(), ModelConfig())
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise InvalidSpec(f"{path}: not a Triton model config: {error}") from error
+        raise InvalidSpec(f"{place}: not a Triton model config: {error}") from error
     if config.name != path.parent.name:
-        raise InvalidSpec(f"{path}: the config's name is {config.name!r}, its directory's {path.parent.name!r}")
+        raise InvalidSpec(f"{place}: the config's name is {config.name!r}, its directory's {path.parent.name!r}")
+    specs, refused = _specs(config)
+    if refused and not lenient:
+        raise InvalidSpec(next(iter(refused.values())))
     latest = config.version_policy.latest.num_versions if config.version_policy.HasField("latest") else 1
     return RepositoryModel(
         name=config.name,
         max_batch_size=max(1, config.max_batch_size),
         keep_versions=max(1, latest),
-        specs=specs_from_config(config),
+        specs=specs,
+        refused=refused,
     )
 
 

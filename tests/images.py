@@ -1,19 +1,45 @@
-"""Encoded images built by hand, for what Pillow's encoders cannot write."""
+"""Pictures to encode, and encoded images built by hand for what Pillow's encoders cannot write."""
 
 from __future__ import annotations
 
 import io
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.preprocess import Preprocessor
+from service.spec import ImageSpec
+
+Pixels = NDArray[np.uint8]
+WIDTH, HEIGHT = 13, 10
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 TIFF_KINDS = {1: "B", 3: "H", 4: "I"}  # uint8, uint16, uint32
+
+
+def noise(height: int = HEIGHT, width: int = WIDTH, channels: int = 3, low: int = 0, high: int = 256) -> Pixels:
+    return np.random.default_rng(0).integers(low, high, (height, width, channels), dtype=np.uint8)
+
+
+def smooth(height: int, width: int) -> Pixels:
+    """Different in every corner and kind to JPEG."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([255 * x / width, 255 * y / height, 128 + 60 * np.sin(x / width * 9)], 2).astype(np.uint8)
+
+
+def as_is(data: bytes, width: int = WIDTH, height: int = HEIGHT, **spec: Any) -> NDArray[np.int64]:
+    """The pixels with no resizing, signed so that they can be subtracted."""
+    return Preprocessor(ImageSpec(height=height, width=width, resize="stretch", **spec))(data).astype(np.int64)
+
+
+def exif(orientation: int) -> bytes:
+    block = Image.Exif()
+    block[0x0112] = orientation
+    return block.tobytes()
 
 
 def encoded(image: Image.Image, format: str, **options: Any) -> bytes:  # noqa: A002 - Pillow's name for it
@@ -99,7 +125,7 @@ def _lzw(codes: Sequence[int]) -> bytes:
     return number.to_bytes(-(-9 * len(codes) // 8), "little")
 
 
-def tiff(tags: dict[int, tuple[int, Sequence[int]]], pixels: bytes, order: str = "<") -> bytes:
+def tiff(tags: Mapping[int, tuple[int, Sequence[int]]], pixels: bytes, order: str = "<") -> bytes:
     """A TIFF of one directory, its pixels in one strip unless the tags say otherwise.
 
     Args:
@@ -107,7 +133,7 @@ def tiff(tags: dict[int, tuple[int, Sequence[int]]], pixels: bytes, order: str =
         pixels: From byte 8 on.
         order: `<` or `>`, struct's byte order.
     """
-    tags = {273: (4, [8]), 279: (4, [len(pixels)])} | tags
+    tags = {273: (4, [8]), 279: (4, [len(pixels)]), **tags}
     start = 8 + len(pixels)
     extra = start + 2 + 12 * len(tags) + 4
     entries, far = b"", b""

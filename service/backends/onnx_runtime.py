@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from service.backends.base import Outputs
 from service.batcher import Batcher, Observer, Ticket
 from service.errors import BackendUnavailable
-from service.golden import golden_batch, golden_difference
+from service.golden import Drifted, golden_batch, golden_difference
 from service.preprocess import Limits, Preprocessor
 from service.spec import OUTPUTS, ModelSpec
 
@@ -25,8 +25,10 @@ log = logging.getLogger(__name__)
 # Below this, a batch is over before a second thread would have woken up.
 SINGLE_THREAD_MACS = 5_000_000
 
+START_SECONDS = 0.2  # for measuring batch times, about
+
 onnxruntime.disable_telemetry_events()
-onnxruntime.set_default_logger_severity(3)  # errors; warnings about a graph are the exporter's business
+onnxruntime.set_default_logger_severity(4)  # what it raises we log ourselves, in our own form
 
 
 class LoadFailed(Exception):
@@ -89,15 +91,20 @@ class OnnxModel:
         """Replay the golden images and measure batch times. Blocking; before `start`.
 
         Raises:
-            Drifted: The outputs are not those of the spec.
-            Exception: ONNX Runtime cannot run the graph.
+            LoadFailed: ONNX Runtime cannot run the graph, or its outputs are not those of the spec.
         """
-        self.golden_difference = golden_difference(
-            self.spec, np.asarray(self._run(golden_batch(self.spec, self.preprocess), frozenset({"logits"}))["logits"])
-        )
+        try:
+            batch = golden_batch(self.spec, self.preprocess)
+            outputs = self._replay(batch)
+            self.golden_difference = golden_difference(self.spec, np.asarray(outputs["logits"]))
+        except Drifted as error:
+            raise LoadFailed("drift", str(error)) from error
         shape = (self.spec.image.height, self.spec.image.width, self.spec.image.channels)
-        one, many = (self._seconds(np.zeros((size, *shape), np.uint8)) for size in (1, self._max_batch))
-        self._batcher.times.calibrate(one, many, self._max_batch)
+        one = self._seconds(np.zeros((1, *shape), np.uint8))
+        # Where a single image takes long, batching gains little: not worth delaying the start for a measurement.
+        size = self._max_batch if one * self._max_batch < START_SECONDS else 1
+        many = self._seconds(np.zeros((size, *shape), np.uint8)) if size > 1 else one
+        self._batcher.times.calibrate(one, many, size)
 
     def start(self) -> None:
         self._batcher.start()
@@ -119,17 +126,28 @@ class OnnxModel:
             log.exception("ONNX Runtime failed", extra={"model": self.spec.name, "version": self.spec.version})
             raise
 
+    def _replay(self, batch: NDArray[np.uint8]) -> Outputs:
+        """All outputs for the golden images, in the shapes that the spec promises."""
+        try:
+            outputs = self._run(batch, frozenset(OUTPUTS))
+        except Exception as error:
+            raise LoadFailed("graph", "model.onnx: it fails on the golden images; the log says more") from error
+        for name, shape in _shapes(self.spec).items():
+            found = np.shape(outputs[name])
+            if found != (len(batch), *shape):
+                raise LoadFailed("graph", f"model.onnx: {name} is {list(found[1:])}, the spec wants {list(shape)}")
+        return outputs
+
     def _seconds(self, batch: NDArray[np.uint8]) -> float:
-        """Best of a few runs, after one that allocates: at least two, then as many as fit into 50 ms."""
+        """Best of at most five runs after one that allocates; for slow ones fewer."""
         wanted = frozenset({"logits"})
         self._run(batch, wanted)
-        best, spent, runs = float("inf"), 0.0, 0
-        while runs < 1 or (spent < 0.05 and runs < 5):
+        times: list[float] = []
+        while len(times) < 5 and sum(times) < START_SECONDS / 4:
             started = time.monotonic()
             self._run(batch, wanted)
-            seconds = time.monotonic() - started
-            best, spent, runs = min(best, seconds), spent + seconds, runs + 1
-        return best
+            times.append(time.monotonic() - started)
+        return min(times)
 
 
 def load(
@@ -163,10 +181,7 @@ def load(
     model = OnnxModel(
         spec, session, max_batch=max_batch, max_queue=embedding.max_queue, limits=limits, observer=observer
     )
-    try:
-        model.verify()
-    except Exception as error:
-        raise LoadFailed("drift", str(error)) from error
+    model.verify()
     return model
 
 
@@ -177,6 +192,8 @@ def _check_files(directory: Path, files: Mapping[str, str]) -> None:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise LoadFailed("files", f"{name}: {error.strerror}") from error
+        except ValueError as error:  # a zero byte, for one
+            raise LoadFailed("files", f"{name!r} cannot be the name of a file") from error
         if digest != expected:
             raise LoadFailed(
                 "files", f"{name}: SHA-256 {digest[:12]}… is not the {expected[:12]}… it was published with"
@@ -191,6 +208,17 @@ def _check_contract(session: onnxruntime.InferenceSession, spec: ModelSpec) -> N
     missing = set(OUTPUTS) - {node.name for node in session.get_outputs()}
     if missing:
         raise LoadFailed("graph", f"model.onnx: it lacks the outputs {', '.join(sorted(missing))}")
+
+
+def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Of every output, without its batch dimension."""
+    _, height, width = spec.maps
+    return {
+        "logits": (len(spec.labels),),
+        "features": (spec.features,),
+        "cam": (spec.cam_classes, height, width),
+        "activations": spec.maps,
+    }
 
 
 def unavailable(name: str, problem: str | None) -> BackendUnavailable:

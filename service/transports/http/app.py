@@ -61,8 +61,8 @@ _BODY = {
             "example": {
                 "images": [
                     {
-                        "b64": "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAFUlEQVR42mNgAIL/////h7DhAEgDAQBvvgf5"
-                        "jN3qEwAAAABJRU5ErkJggg=="
+                        "b64": "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAIAQAAAADsdIMmAAAAGElEQV"
+                        "R42mNgYKhnYGNiY+JhkmBiYGAAAAf/ALiRdjkjAAAAAElFTkSuQmCC"
                     }
                 ]
             },

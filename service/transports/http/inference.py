@@ -85,8 +85,7 @@ class Inference:
         self._max_timeout = max_timeout
 
     async def classify(self, scope: Scope, receive: Receive, send: Send) -> None:
-        query = parse_query(scope["query_string"], ("top_k", "timeout_ms", "version"))
-        exchange, model, deadline = self._begin(scope, query)
+        exchange, model, query, deadline = self._begin(scope, ("top_k", "timeout_ms", "version"))
         images = await self._images(scope, receive, deadline, exchange)
         answer = await _unless_gone(
             receive,
@@ -95,23 +94,23 @@ class Inference:
         await respond(send, 200, _body(answer))
 
     async def embed(self, scope: Scope, receive: Receive, send: Send) -> None:
-        query = parse_query(scope["query_string"], ("timeout_ms", "version"))
-        exchange, model, deadline = self._begin(scope, query)
+        exchange, model, query, deadline = self._begin(scope, ("timeout_ms", "version"))
         images = await self._images(scope, receive, deadline, exchange)
         answer = await _unless_gone(
             receive, self._classifier.embed(images, model=model, version=query.version, deadline=deadline)
         )
         await respond(send, 200, _body(answer))
 
-    def _begin(self, scope: Scope, query: Query) -> tuple[Exchange, str | None, float]:
+    def _begin(self, scope: Scope, allowed: tuple[str, ...]) -> tuple[Exchange, str | None, Query, float]:
         exchange: Exchange = scope[KEY]
         exchange.inference = True
+        query = parse_query(scope["query_string"], allowed)
         parameters: dict[str, str] = scope.get("path_params", {})
         model = parameters.get("model")
         # Fails before the body is read if there is no such model; the name is safe as a metric label from here on.
         exchange.model = self._classifier.resolve(model, query.version).spec.name
         timeout = self._default_timeout if query.timeout_ms is None else query.timeout_ms / 1000
-        return exchange, model, exchange.arrived + min(timeout, self._max_timeout)
+        return exchange, model, query, exchange.arrived + min(timeout, self._max_timeout)
 
     async def _images(self, scope: Scope, receive: Receive, deadline: float, exchange: Exchange) -> list[bytes]:
         body = await read_body(scope, receive, self._limits.max_bytes, deadline)
