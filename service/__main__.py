@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,8 +104,11 @@ async def _classify_files(arguments: argparse.Namespace, settings: Settings) -> 
     rows: list[tuple[str, ...]] = []
     columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            results = classify_files(gateway.classifier, files, model=None, top_k=arguments.top_k)
+        silent = not sys.stderr.isatty()
+        with Progress(*columns, console=Console(stderr=True), transient=True, disable=silent) as progress:
+            results = classify_files(
+                gateway.classifier, files, model=None, top_k=arguments.top_k, at_once=settings.max_queue
+            )
             bar = progress.add_task("", total=len(files))
             async for path, result in results:
                 progress.advance(bar)
@@ -125,9 +129,10 @@ async def _classify_files(arguments: argparse.Namespace, settings: Settings) -> 
 
 
 def _line(path: Path, result: Any) -> str:
+    file = os.fsencode(path).decode("utf-8", "replace")  # names need not be text, JSON has to be
     if isinstance(result, FoveaError):
-        return orjson.dumps({"file": str(path), "error": {"code": result.code, "detail": result.message}}).decode()
-    return orjson.dumps({"file": str(path), **{name: getattr(result, name) for name in result.__slots__}}).decode()
+        return orjson.dumps({"file": file, "error": {"code": result.code, "detail": result.message}}).decode()
+    return orjson.dumps({"file": file, **{name: getattr(result, name) for name in result.__slots__}}).decode()
 
 
 def _row(path: Path, result: Any) -> tuple[str, ...]:

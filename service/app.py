@@ -104,6 +104,7 @@ async def serve(settings: Settings) -> int:
         gateway.http,
         http=JoiningProtocol,
         lifespan="off",
+        proxy_headers=False,
         log_config=None,
         access_log=False,
         server_header=False,

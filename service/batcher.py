@@ -66,10 +66,14 @@ class BatchTimes:
         self._measured = time.monotonic()
 
     def at_best(self, size: int) -> float:
-        """What a batch of n images may take if the last measurements were worse than the machine is."""
-        return min(self._scale, 1.0) / DOUBT * (self._fixed + self._each * size)
+        """What a batch of n images may take if the last batches were slower than the machine is.
+
+        As fast as first measured, then; and faster once all measurements are old.
+        """
+        return min(self._scale, 1.0) / (DOUBT if self.stale() else 1.0) * (self._fixed + self._each * size)
 
     def stale(self) -> bool:
+        """Whether the last measurement is an old one."""
         return time.monotonic() - self._measured > STALE_SECONDS
 
     def predict(self, size: int) -> float:
@@ -191,9 +195,9 @@ class Batcher:
         if deadline != math.inf:
             now = time.monotonic()
             wait = self.wait(waiting + images)
-            if waiting == 0 and self._running is None and self.times.stale():
-                # With nobody let in nothing would run, and a prediction that is too high would stay so for ever.
-                wait = self.times.at_best(images)
+            if waiting == 0 and self._running is None:
+                # Trying costs nobody anything; and with nobody let in, a prediction that is too high would stay so.
+                wait = min(wait, self.times.at_best(images))
             if now + wait > deadline:
                 raise Overloaded(
                     f"an answer would take about {wait * 1000:.0f} ms and the deadline is in"

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from service.backends.base import InferenceBackend, ModelStatus, Row, ServedModel, Ticket
 from service.calibration import energy, prediction_set, probabilities
 from service.errors import FoveaError, InvalidRequest, Overloaded, TooLarge
+from service.header import probe
 from service.metrics import Metrics
-from service.preprocess import pixels
 from service.spec import ModelSpec
 
 # Up to this size decoding takes less time than handing it to another thread and back.
 INLINE_PIXELS = 64 * 64
 INLINE_BYTES = 16 * 1024
+INLINE_FORMATS = ("PNG", "JPEG", "WebP", "BMP")  # a GIF's frame, a TIFF's tile may be far larger than the image
 
 LOGITS = frozenset({"logits"})
 FEATURES = frozenset({"features"})
@@ -214,7 +215,7 @@ class Classifier:
         """Decode one image and wait for its row; also the seconds decoding took, its wait for a thread included."""
         started = time.monotonic()
         try:
-            if len(image) <= INLINE_BYTES and pixels(image) <= INLINE_PIXELS:
+            if _is_quick(image):
                 sample = served.preprocess(image)
             else:
                 loop = asyncio.get_running_loop()
@@ -256,6 +257,14 @@ class Classifier:
             "name a model: POST /v1/models/{model}/classify, or set FOVEA_DEFAULT_MODEL; there are "
             + (", ".join(names) or "none")
         )
+
+
+def _is_quick(image: bytes) -> bool:
+    """Whether an image may be decoded on the event loop, which must never stand still for long."""
+    if len(image) > INLINE_BYTES:
+        return False
+    header = probe(image)
+    return header.pixels <= INLINE_PIXELS and header.format in INLINE_FORMATS
 
 
 def _timings(began: float, decode_seconds: float, row: Row) -> Timings:

@@ -31,9 +31,16 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
 
 
 async def classify_files(
-    classifier: Classifier, files: Iterable[Path], *, model: str | None, top_k: int
+    classifier: Classifier, files: Iterable[Path], *, model: str | None, top_k: int, at_once: int = CONCURRENCY
 ) -> AsyncIterator[tuple[Path, Prediction | FoveaError]]:
     """Classify files, many at once.
+
+    Args:
+        classifier: That answers.
+        files: To be read.
+        model: Name; None for the default.
+        top_k: Classes per image.
+        at_once: Files under way at most; no more than the model's queue holds.
 
     Yields:
         Each file with its prediction or its error, in the order given.
@@ -52,7 +59,7 @@ async def classify_files(
     under_way: list[tuple[Path, asyncio.Task[Prediction | FoveaError]]] = []
     for file in files:
         under_way.append((file, asyncio.create_task(one(file))))
-        if len(under_way) >= CONCURRENCY:
+        if len(under_way) >= min(at_once, CONCURRENCY):
             path, task = under_way.pop(0)
             yield path, await task
     for path, task in under_way:

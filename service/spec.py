@@ -135,6 +135,37 @@ class Parity(_Frozen):
     reference: str  # e.g. "PyTorch 2.13.0"
 
 
+class TensorRT(_Frozen):
+    """What a TensorRT plan was built with. A plan is machine code: it runs with nothing else."""
+
+    version: str  # of TensorRT, e.g. "10.13.3.9"
+    compute_capability: str  # of the GPU, e.g. "9.0"
+    batch: tuple[int, int, int]  # images: the fewest, those it is fastest with, and the most
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TensorRT:
+        fewest, best, most = self.batch
+        if not 1 <= fewest <= best <= most:
+            raise ValueError("batch must rise: the fewest images, the best number, the most")
+        return self
+
+    def mismatch(self, version: str, compute_capability: str) -> str | None:
+        """Why the plan cannot run here; None if it can.
+
+        Args:
+            version: Of the TensorRT that is to run it.
+            compute_capability: Of the GPU that is to run it.
+        """
+        differences = []
+        if version != self.version:
+            differences.append(f"TensorRT {self.version}, not {version}")
+        if compute_capability != self.compute_capability:
+            differences.append(f"a GPU of compute capability {self.compute_capability}, not {compute_capability}")
+        if not differences:
+            return None
+        return f"the plan was built for {' and for '.join(differences)}: publish it again on this machine"
+
+
 class Golden(_Frozen):
     """An encoded image and the logits that PyTorch gave for it; replayed whenever the version is loaded."""
 
@@ -166,6 +197,7 @@ class ModelSpec(_Frozen):
     parity: Parity | None = None
     golden: tuple[Golden, ...] = Field(min_length=1)
     golden_tolerance: float = Field(default=1e-3, gt=0)  # on probabilities
+    tensorrt: TensorRT | None = None  # None: not a plan
     files: dict[str, str]  # path inside the version's directory: SHA-256 in hex
 
     @field_validator("version")

@@ -28,20 +28,22 @@ log = logging.getLogger(__name__)
 Signature = tuple[object, ...]
 
 
-class _ModelObserver(Observer):
-    """Counts the batches of one model; its versions share it."""
+class _VersionObserver(Observer):
+    """Counts the batches of one version under the name of its model; the versions' queues add up."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._size = metrics.batch_size.labels(model)
         self._seconds = metrics.infer_seconds.labels(model)
         self._depth = metrics.queue_depth.labels(model)
+        self._queued = 0
 
     def batch(self, size: int, seconds: float) -> None:
         self._size.observe(size)
         self._seconds.observe(seconds)
 
     def queued(self, depth: int) -> None:
-        self._depth.set(depth)
+        self._depth.inc(depth - self._queued)
+        self._queued = depth
 
 
 @dataclass(slots=True)
@@ -66,7 +68,6 @@ class _Version:
 
 @dataclass(slots=True)
 class _Model:
-    observer: Observer
     problem: str | None = None  # of the config itself
     versions: dict[str, _Version] = field(default_factory=dict)
 
@@ -173,7 +174,7 @@ class EmbeddedBackend:
             for version in list(model.versions):
                 self._drop(name, model, version)
         for name, scanned in found.items():
-            model = self._models.setdefault(name, _Model(_ModelObserver(self._metrics, name)))
+            model = self._models.setdefault(name, _Model())
             if isinstance(scanned, str):
                 if model.problem != scanned:
                     log.error("config refused: %s", scanned, extra={"model": name})
@@ -196,7 +197,7 @@ class EmbeddedBackend:
             about = config.specs.get(version), config.refused.get(version)
             signature = (present[version], about, config.max_batch_size)
             if known is None or known.signature != signature:
-                known = model.versions[version] = await self._replace(name, model, version, known, signature, config)
+                known = model.versions[version] = await self._replace(name, version, known, signature, config)
             wanted += known.served is not None
         for version in model.versions.keys() - present.keys():
             self._drop(name, model, version)
@@ -204,7 +205,6 @@ class EmbeddedBackend:
     async def _replace(
         self,
         name: str,
-        model: _Model,
         version: str,
         known: _Version | None,
         signature: Signature,
@@ -218,7 +218,7 @@ class EmbeddedBackend:
                 missing = f"{CONFIG_NAME} carries no spec for it; publish it with `python -m export`"
                 raise LoadFailed("config", config.refused.get(version, missing))
             served = await asyncio.get_running_loop().run_in_executor(
-                self._loader, self._load, self._repository / name / version, spec, config, model.observer
+                self._loader, self._load, self._repository / name / version, spec, config
             )
         except LoadFailed as failure:
             self._metrics.load_failures.labels(name, failure.reason).inc()
@@ -234,7 +234,7 @@ class EmbeddedBackend:
             self._retire(known)
         return _Version(signature, spec, served)
 
-    def _load(self, directory: Path, spec: ModelSpec, config: RepositoryModel, observer: Observer) -> OnnxModel:
+    def _load(self, directory: Path, spec: ModelSpec, config: RepositoryModel) -> OnnxModel:
         try:
             return load(
                 directory,
@@ -242,7 +242,7 @@ class EmbeddedBackend:
                 max_batch=config.max_batch_size,
                 embedding=self._embedding,
                 limits=self._limits,
-                observer=observer,
+                observer=_VersionObserver(self._metrics, spec.name),
             )
         except LoadFailed:
             raise

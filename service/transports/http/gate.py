@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import secrets
@@ -19,6 +20,10 @@ log = logging.getLogger(__name__)
 access_log = logging.getLogger("fovea.access")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+
+# Request ids made here: random for the process, then counted; randomness for each would be a system call.
+_PROCESS = secrets.token_hex(4)
+_numbers = itertools.count(1)
 
 KEY = "fovea.exchange"
 
@@ -156,4 +161,4 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value, "ascii")
-    return secrets.token_hex(8)
+    return f"{_PROCESS}{next(_numbers):08x}"

@@ -1,0 +1,72 @@
+"""Fixtures that tests of several kinds share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.faults import publish_poisonable
+from tests.models import publish_tiny
+from tests.server import RUNNING, Server
+
+# Examples are judged by what they do; how long they take says more about the machine.
+hypothesis.settings.register_profile("fovea", deadline=None)
+hypothesis.settings.load_profile("fovea")
+
+SLOW_ROUNDS = 100  # milliseconds of a batch of the slow model, about
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Show the servers' logs when a test fails."""
+    report = yield
+    if report.failed:
+        for server in RUNNING:
+            report.sections.append(
+                (
+                    f"log of {server.url}",
+                    "\n".join(line for line in server.log_text().splitlines() if "/readyz" not in line),
+                )
+            )
+    return report
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models that no test changes: `tiny`, the `slow` one, and `glass`, which a white image breaks."""
+    folder = tmp_path_factory.mktemp("models")
+    publish_tiny(folder)
+    publish_tiny(folder, "slow", work=SLOW_ROUNDS)
+    publish_poisonable(folder, "glass")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with low limits, for all tests that leave it as it was."""
+    limits = {"max_image_bytes": 200_000, "max_request_bytes": 400_000, "max_pixels": 1_000_000}
+    folder = tmp_path_factory.mktemp("server")
+    with Server(repository, folder, max_images=4, max_queue=8, threads=2, **limits).start() as running:
+        yield running
+        assert running.stop() == 0
+        complaints = ("never retrieved", "never awaited", "was destroyed but it is pending", "unexpected failure")
+        assert [line for line in running.log_text().splitlines() if any(part in line for part in complaints)] == []
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Makes servers of the test's own; they end with it."""
+    servers: list[Server] = []
+
+    def make(models: Path, *, ready: bool = True, **settings: object) -> Server:
+        folder = tmp_path / f"server-{len(servers)}"
+        folder.mkdir()
+        servers.append(Server(models, folder, **settings))
+        return servers[-1].start(ready)
+
+    yield make
+    for one in servers:
+        one.stop()
