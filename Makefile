@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 REPOSITORY ?= model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check bench format digits lock clean
+.PHONY: help serve test check bench format digits lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -14,11 +14,8 @@ help: ## show this
 serve: $(VENV)/.serve ## serve the bundled models at http://127.0.0.1:8080 (PORT=…, ARGS=… pass through)
 	@exec $(BIN)/python -m service serve $(if $(PORT),--port $(PORT)) $(ARGS)
 
-test: $(VENV)/.dev ## run all tests (ARGS=… pass through)
-	$(BIN)/python -m pytest $(ARGS)
-
-test-fast: $(VENV)/.dev ## run the tests that take less than ten seconds each
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: $(VENV)/.dev ## run the tests (ARGS=… pass through; SLOW=1 adds every heavy network, as CI does)
+	$(BIN)/python -m pytest $(if $(SLOW),,-m "not slow") $(ARGS)
 
 check: $(VENV)/.dev ## lint, format, types, import directions: what CI checks beside the tests
 	$(BIN)/ruff check .

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from export.architectures.base import Architecture
 from export.errors import ExportError
-from export.receptive_field import Field, FieldTracer, tensors
+from export.receptive_field import FieldTracer, tensors
 
 FLOAT32 = 4  # bytes
 _INERT = ("Identity", "Dropout", "Dropout2d", "DropPath", "StochasticDepth")  # do nothing at inference
@@ -146,7 +146,8 @@ def describe(module: nn.Module, image: tuple[int, int, int]) -> Description:
         image: `(C, H, W)`.
     """
     twin = _on_meta(module).eval()
-    pixels = torch.empty(1, *image, device="meta")
+    dtype = next((each.dtype for each in twin.parameters()), torch.get_default_dtype())
+    pixels = torch.empty(1, *image, device="meta", dtype=dtype)
     with torch.no_grad(), FlopCounterMode(display=False) as flops, _Recorder(twin, pixels, flops) as recorder:
         twin(pixels)
     unused = sum(each.numel() for each in twin.parameters() if id(each) not in recorder.used)
@@ -218,7 +219,7 @@ class _Recorder(FieldTracer):
     def _enter(self, module: nn.Module, given: Any) -> None:  # noqa: ARG002
         self._runs.append(_Run(self._macs()))
 
-    def _leave(self, name: str, module: nn.Module, given: Any, output: Any) -> None:  # noqa: ARG002
+    def _leave(self, name: str, module: nn.Module, given: Any, output: Any) -> None:
         run = self._runs.pop()
         macs = self._macs() - run.macs_before
         if self._runs:
@@ -237,7 +238,7 @@ class _Recorder(FieldTracer):
             Layer(
                 name=name if self._times[name] == 1 else f"{name}:{self._times[name]}",
                 kind=kind,
-                output=_volume(out, seen),
+                output=_volume(out, self._axes(out, given)),
                 parameters=parameters,
                 weights=parameters - biases,
                 biases=biases,
@@ -247,11 +248,22 @@ class _Recorder(FieldTracer):
             )
         )
 
+    def _axes(self, out: Tensor, given: Any) -> tuple[int, int]:
+        """Which dimensions of an output are its rows and columns."""
+        for each in (
+            out,
+            next(tensors(given), out),
+        ):  # an attention loses track of them; then they stay where they were
+            seen = self.of(each)
+            if seen is not None and seen.dims is not None:
+                return seen.dims
+        return -2, -1
 
-def _volume(out: Tensor, seen: Field | None) -> tuple[int, int, int]:
+
+def _volume(out: Tensor, axes: tuple[int, int]) -> tuple[int, int, int]:
     """`[C, H, W]` of an output `[1, ...]`, wherever it has its rows and columns."""
     if out.ndim == 4:
-        rows, columns = seen.dims if seen is not None and seen.dims is not None else (-2, -1)
+        rows, columns = axes
         channels = out.numel() // (out.shape[rows] * out.shape[columns])
         return channels, out.shape[rows], out.shape[columns]
     return out.shape[-1], out.numel() // out.shape[-1], 1

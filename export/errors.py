@@ -5,6 +5,8 @@ ExportError
  ├── RunError            a run folder that cannot be read
  ├── GraphError          PyTorch's exporter or ONNX's checker refused the network
  ├── ParityError         the exported graph does not compute what PyTorch computes
+ ├── QuantizationError   int8 costs more accuracy than it may, or lacks images to learn its ranges from
+ ├── TensorRTError       TensorRT is missing, refuses the network, or is not the one that a plan was built with
  ├── RepositoryError     the repository cannot take the artefact
  └── DriftError          a staged artefact does not give its own golden outputs
 
@@ -49,6 +51,14 @@ class GraphError(ExportError):
 
 class ParityError(ExportError):
     """The exported graph and PyTorch disagree beyond the tolerance."""
+
+
+class QuantizationError(ExportError):
+    """The network does not stand eight bits, by more than it may lose; or there is nothing to tell by."""
+
+
+class TensorRTError(ExportError):
+    """No plan: TensorRT or a GPU is missing, is another one, or refuses the network."""
 
 
 class RepositoryError(ExportError):

@@ -247,7 +247,8 @@ def _fitted(
     module = _drawn(architecture, count, seed)
     target = module.state_dict()
     # Auxiliary heads may be absent, or be those of another number of classes; so may a classifier that is replaced.
-    optional = layout.training_only | (layout.by_class.keys() if count != found else frozenset())
+    replaced = classes is not None and classes != found
+    optional = layout.training_only | (layout.by_class.keys() if replaced else frozenset())
     given = OrderedDict(
         (key, value)
         for key, value in state.items()

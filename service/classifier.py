@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from service.backends.base import InferenceBackend, ModelStatus, Row, ServedModel, Ticket
 from service.calibration import energy, prediction_set, probabilities
-from service.errors import FoveaError, InvalidRequest, Overloaded, TooLarge
+from service.errors import DeadlineExceeded, FoveaError, InvalidRequest, Overloaded, TooLarge
 from service.header import probe
 from service.metrics import Metrics
 from service.spec import ModelSpec
@@ -135,7 +135,7 @@ class Classifier:
         began = time.monotonic()
 
         async def one(ticket: Ticket, image: bytes) -> Prediction:
-            row, decode_seconds = await self._infer(served, ticket, image, LOGITS)
+            row, decode_seconds = await self._infer(served, ticket, image, LOGITS, deadline)
             return self._predict(served.spec, row, top_k, _timings(began, decode_seconds, row))
 
         return await self._answer(served, images, deadline, one)
@@ -153,7 +153,7 @@ class Classifier:
         began = time.monotonic()
 
         async def one(ticket: Ticket, image: bytes) -> Features:
-            row, decode_seconds = await self._infer(served, ticket, image, FEATURES)
+            row, decode_seconds = await self._infer(served, ticket, image, FEATURES, deadline)
             features = np.asarray(row.outputs["features"], np.float32)
             return Features(features, _timings(began, decode_seconds, row))
 
@@ -210,7 +210,7 @@ class Classifier:
         return Answer(served.spec.name, served.spec.version, results)
 
     async def _infer(
-        self, served: ServedModel, ticket: Ticket, image: bytes, outputs: frozenset[str]
+        self, served: ServedModel, ticket: Ticket, image: bytes, outputs: frozenset[str], deadline: float
     ) -> tuple[Row, float]:
         """Decode one image and wait for its row; also the seconds decoding took, its wait for a thread included."""
         started = time.monotonic()
@@ -218,8 +218,7 @@ class Classifier:
             if _is_quick(image):
                 sample = served.preprocess(image)
             else:
-                loop = asyncio.get_running_loop()
-                sample = await loop.run_in_executor(self._decoders, served.preprocess, image)
+                sample = await self._decode(served, image, deadline)
             decode_seconds = time.monotonic() - started
             row = await ticket.infer(sample, outputs)
         except FoveaError as error:
@@ -228,6 +227,15 @@ class Classifier:
         self._metrics.decode_seconds.labels(served.spec.name).observe(decode_seconds)
         self._metrics.queue_seconds.labels(served.spec.name).observe(row.queue_seconds)
         return row, decode_seconds
+
+    async def _decode(self, served: ServedModel, image: bytes, deadline: float) -> NDArray[np.uint8]:
+        """Decode on another thread; what is still waiting for one at its deadline is dropped."""
+        work = asyncio.get_running_loop().run_in_executor(self._decoders, served.preprocess, image)
+        try:
+            async with asyncio.timeout(None if deadline == math.inf else deadline - time.monotonic()):
+                return await work
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the image was decoded") from None
 
     def _predict(self, spec: ModelSpec, row: Row, top_k: int, timings: Timings) -> Prediction:
         calibration = spec.calibration

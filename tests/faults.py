@@ -81,6 +81,13 @@ def stage(live: Path, beside: Path, name: str, seed: int = 1) -> Path:
     return beside / name
 
 
+def overwrite(path: Path, text: str) -> None:
+    """Change a file in one step: nobody sees half of it."""
+    aside = path.with_name(".aside")
+    aside.write_text(text)
+    aside.replace(path)
+
+
 def install(staged: Path, live: Path, version: str) -> None:
     """Move the staged config and version into the model's live directory, each by one rename."""
     shutil.copyfile(staged / CONFIG_NAME, live / ".config-new")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 
 from torch import nn
@@ -16,11 +17,21 @@ def pooled(*rest: nn.Module) -> nn.Sequential:
 
 def network(trunk: nn.Module, head: nn.Sequential) -> Network:
     """A network whose features are what its last linear layer is given, before any dropout."""
+    head = nn.Sequential(*map(_pure, head))
     linear = [at for at, layer in enumerate(head) if isinstance(layer, nn.Linear | nn.Conv2d)]
     features_at = linear[-1] if linear else len(head)
     while isinstance(head[features_at - 1], nn.Dropout):
         features_at -= 1
     return Network(trunk, head, features_at)
+
+
+def _pure(layer: nn.Module) -> nn.Module:
+    """A layer that leaves its input as it is: `export.cam` looks at what every layer of a head was given."""
+    if not getattr(layer, "inplace", False):
+        return layer
+    pure = copy.copy(layer)
+    pure.inplace = False  # type: ignore[assignment]
+    return pure
 
 
 def chain(module: nn.Module, *names: str) -> nn.Sequential:

@@ -30,10 +30,10 @@ def dense(inputs: int, labels: int) -> nn.Sequential:
     layers = OrderedDict[str, nn.Module](
         flatten=nn.Flatten(),
         fc6=nn.Linear(inputs, 4096),
-        relu6=nn.ReLU(inplace=True),
+        relu6=nn.ReLU(),
         drop6=nn.Dropout(0.5),
         fc7=nn.Linear(4096, 4096),
-        relu7=nn.ReLU(inplace=True),
+        relu7=nn.ReLU(),
         drop7=nn.Dropout(0.5),
         fc8=nn.Linear(4096, labels),
     )

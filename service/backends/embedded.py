@@ -148,7 +148,7 @@ class EmbeddedBackend:
             for version in model.versions.values():
                 self._retire(version)
         await asyncio.gather(*self._retiring)
-        self._loader.shutdown()
+        self._loader.shutdown(wait=False, cancel_futures=True)  # waiting would stop the event loop
 
     # Watching.
 

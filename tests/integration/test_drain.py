@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
 from collections.abc import Callable
@@ -47,7 +46,7 @@ async def assert_all_right(tasks: list[asyncio.Task[Reply]]) -> None:
 
 
 async def test_sigterm_under_load(repository: Path, launch: Launch) -> None:
-    server = launch(repository, drain_delay=0.5)
+    server = launch(repository, drain_delay=1.5)
     tasks = await under_way(server)
     started = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
@@ -57,10 +56,11 @@ async def test_sigterm_under_load(repository: Path, launch: Launch) -> None:
     assert "shutting down" in answer.json()["detail"]
     # During the delay load balancers still send requests: they are answered.
     assert is_right(server.classify(picture(50)).json()["predictions"][0], picture(50))
-    assert server.client.get("/healthz").status_code == 200
     await assert_all_right(tasks)
+    await asyncio.sleep(max(0.0, started + 0.8 - time.monotonic()))
+    assert httpx.get(f"{server.url}/healthz").status_code == 200  # on a new connection
     assert await ended(server, 10) == 0
-    assert 0.5 <= time.monotonic() - started < 0.5 + 4 * SLOW_ROUNDS / 100 + 2
+    assert 1.5 <= time.monotonic() - started < 8
     with pytest.raises(httpx.TransportError):
         server.client.get("/healthz")
     assert [line["message"] for line in server.log() if line["logger"] == "service.app"][1:] == ["draining", "stopped"]
@@ -96,8 +96,9 @@ async def test_a_request_that_does_not_end_is_cut_off_at_the_timeout(repository:
         server.process.send_signal(signal.SIGTERM)
         await ended(server, 10)
         assert 0.9 < time.monotonic() - started < 4
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            assert (await endless.reply()).status >= 500
+        reply = await endless.reply()
+        assert (reply.status, reply.json["code"]) == (503, "backend_unavailable")
+    assert not any("exception" in line for line in server.log())
 
 
 async def test_an_idle_connection_holds_nothing_up(repository: Path, launch: Launch) -> None:

@@ -59,6 +59,14 @@ async def test_a_refused_body_does_not_become_the_next_request(
         assert await line.silent()
 
 
+async def test_a_body_that_is_announced_too_large_is_not_waited_for(server: Server) -> None:
+    async with wire(server.port) as line:
+        started = time.monotonic()
+        await line.send(post(CLASSIFY, b"", length=10**12))
+        assert (await asyncio.wait_for(line.reply(), 5)).status == 413
+        assert time.monotonic() - started < 1
+
+
 async def test_a_chunked_body_cut_short_by_its_limit_leaves_the_connection_usable(server: Server) -> None:
     async with wire(server.port) as line:
         await line.send(f"POST {CLASSIFY} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n".encode())

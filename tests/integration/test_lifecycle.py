@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients import hammering
+from tests.faults import overwrite
 from tests.models import png, publish_tiny
 from tests.server import Server, is_right, picture
 
@@ -93,27 +95,45 @@ def test_an_empty_repository_becomes_ready_with_its_first_model(tmp_path: Path, 
 # What happens to what is loaded.
 
 
-@pytest.mark.parametrize("what", ["file deleted", "file truncated", "version deleted"])
-def test_a_loaded_version_outlives_its_files(models: Path, launch: Launch, what: str) -> None:
+def test_a_loaded_version_outlives_its_files(models: Path, launch: Launch) -> None:
     publish_tiny(models, seed=1)
     server = launch(models)
     path = models / "tiny" / "2" / "model.onnx"
     whole = path.read_bytes()
-    if what == "file deleted":
-        path.unlink()
-    elif what == "file truncated":
-        path.write_bytes(whole[:100])
-    else:
-        shutil.rmtree(path.parent)
-        server.wait_until(lambda: server.models()["tiny"]["version"] == "1")  # taken away: on with the one before
+
+    def problem() -> str | None:
+        return str(server.models()["tiny"]["versions"]["2"]["problem"] or "") or None
+
+    for damage in (path.unlink, lambda: path.write_bytes(whole[:100])):
+        damage()
+        server.wait_until(lambda: problem() is not None)
+        assert serves(server, "2", 1)
+        assert server.models()["tiny"]["versions"]["2"]["state"] == "ready"
+        path.write_bytes(whole)
+        server.wait_until(lambda: problem() is None)
+        assert serves(server, "2", 1)
+    shutil.rmtree(path.parent)  # taken away as a whole: on with the version before
+    server.wait_until(lambda: server.models()["tiny"]["version"] == "1")
+    assert serves(server, "1", 0)
+
+
+def test_loading_anew_leaves_nothing_behind(models: Path, launch: Launch) -> None:
+    """Each load brings a thread; the thread of what it replaces has to end."""
+    server = launch(models, poll_seconds=0.02)
+    threads = Path(f"/proc/{server.process.pid}/task")
+    if not threads.exists():
+        pytest.skip("counts threads in /proc")
+
+    def loads() -> int:
+        return sum("version ready" in line["message"] for line in server.log())
+
+    server.wait_until(lambda: loads() == 1)
+    before = len(list(threads.iterdir()))
+    for again in range(2, 12):
+        os.utime(models / "tiny" / "1" / "model.onnx")
+        server.wait_until(lambda again=again: loads() == again)
         assert serves(server, "1", 0)
-        return
-    server.wait_until(lambda: server.models()["tiny"]["versions"]["2"]["problem"] is not None)
-    assert serves(server, "2", 1)
-    assert server.models()["tiny"]["versions"]["2"]["state"] == "ready"
-    path.write_bytes(whole)
-    server.wait_until(lambda: server.models()["tiny"]["versions"]["2"]["problem"] is None)
-    assert serves(server, "2", 1)
+    server.wait_until(lambda: len(list(threads.iterdir())) <= before + 3)  # the loop's own pool may have grown
 
 
 def test_a_broken_config_leaves_what_is_loaded_serving(models: Path, launch: Launch) -> None:
@@ -121,7 +141,7 @@ def test_a_broken_config_leaves_what_is_loaded_serving(models: Path, launch: Lau
     config = models / "tiny" / "config.pbtxt"
     good = config.read_text()
     for refused, text in enumerate(["garbage {", 'name: "other"', ""], start=1):
-        config.write_text(text)
+        overwrite(config, text)
         server.wait_until(lambda refused=refused: server.metrics()("model_load_failures_total") == refused)
         time.sleep(0.15)  # several looks later it has still been counted once
         assert server.metrics()("model_load_failures_total", model="tiny", reason="config") == refused
@@ -130,7 +150,7 @@ def test_a_broken_config_leaves_what_is_loaded_serving(models: Path, launch: Lau
         problems = [each["problem"] for each in server.models()["tiny"]["versions"].values()]
         assert any(problem and "config.pbtxt" in problem for problem in problems)
         assert not any(problem and str(models) in problem for problem in problems)  # where it lies is nobody's business
-    config.write_text(good)
+    overwrite(config, good)
     server.wait_until(lambda: not any(each["problem"] for each in server.models()["tiny"]["versions"].values()))
     assert serves(server, "1", 0)
 

@@ -152,12 +152,14 @@ async def test_the_prediction_counts_what_runs_what_waits_and_what_is_being_deco
         await settle(tasks)
 
 
-async def test_one_slow_batch_does_not_shut_short_deadlines_out_for_ever() -> None:
+async def test_slow_batches_do_not_shut_short_deadlines_out_for_ever() -> None:
     """Nothing runs, so nothing could correct the prediction but a request that is let in to try."""
     model = Model()
     async with batching(model) as batcher:
         batcher.times.calibrate(0.001, 0.001, 4)
-        batcher.times.observe(1, 30.0)  # a suspended machine, a debugger, a noisy neighbour
+        for _ in range(40):
+            batcher.times.observe(1, 0.5)  # a suspended machine, a debugger, a noisy neighbour
+        assert batcher.times.predict(1) > 0.2
         answered = False
         give_up = time.monotonic() + 3
         while not answered and time.monotonic() < give_up:
@@ -177,7 +179,7 @@ async def test_a_failing_batch_does_not_teach_the_prediction_its_retries() -> No
     async with batching(model, max_batch=16) as batcher:
         batcher.times.calibrate(0.02, 0.021, 16)
         await settle(await queued(batcher, *range(1, 16), POISON))
-        assert batcher.times.predict(1) < 0.06
+        assert batcher.times.predict(1) == pytest.approx(0.02)
 
 
 # Under load.

@@ -258,8 +258,9 @@ def _add_operations(app: FastAPI, metrics: Metrics, problems: Callable[[], Seque
         tags=["operations"],
         summary="Requests will be answered",
     )
-    async def readyz() -> Any:
+    async def readyz(request: Request) -> Any:
         if reasons := list(problems()):
+            request.scope[KEY].code = "backend_unavailable"
             status, body = problem_response("backend_unavailable", "; ".join(reasons), reasons=reasons)
             return Response(body, status, {"Retry-After": "1"}, CONTENT_TYPE.decode())
         return {"status": "ready"}

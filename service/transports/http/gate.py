@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import re
@@ -121,6 +122,10 @@ class Gate:
             await self._refuse(exchange, send_with_id, error.message, error_headers(error))
         except ClientGone:
             exchange.code = "client_gone"
+        except asyncio.CancelledError:
+            # Nothing cancels a request but a drain that ran out of time.
+            exchange.code = "backend_unavailable"
+            await self._refuse(exchange, send_with_id, "the server is shutting down", [(b"retry-after", b"1")])
         except Exception:
             exchange.code = "internal"
             log.exception("unexpected failure")
