@@ -33,6 +33,7 @@ SWEEP_SECONDS = 0.01  # how late, at most, a waiting request learns that its dea
 INLINE_SECONDS = 0.001
 STALE_SECONDS = 1.0  # measurements older than this are doubted
 DOUBT = 4.0  # by this factor
+LATE_WEIGHT = 0.05  # of one answer in the average of how late answers are
 STUCK_SECONDS = 10.0  # a batch that runs this long beyond its prediction makes the batcher unhealthy
 
 
@@ -85,6 +86,7 @@ class _Entry:
     sample: NDArray[np.uint8]
     outputs: frozenset[str]
     deadline: float
+    promised: float
     future: asyncio.Future[Row]
     enqueued: float
 
@@ -110,11 +112,12 @@ class Observer:
 class Ticket:
     """A place kept in the queue while an image is decoded. Close it in any case; closing twice does no harm."""
 
-    __slots__ = ("_batcher", "_deadline", "_held")
+    __slots__ = ("_batcher", "_deadline", "_held", "_promised")
 
-    def __init__(self, batcher: Batcher, deadline: float) -> None:
+    def __init__(self, batcher: Batcher, deadline: float, promised: float) -> None:
         self._batcher = batcher
         self._deadline = deadline
+        self._promised = promised
         self._held = True
 
     async def infer(self, sample: NDArray[np.uint8], outputs: frozenset[str]) -> Row:
@@ -129,7 +132,7 @@ class Ticket:
             BackendFailed: The backend failed on this very sample.
             BackendUnavailable: The batcher was closed.
         """
-        future = self._batcher.enqueue(sample, outputs, self._deadline)
+        future = self._batcher.enqueue(sample, outputs, self._deadline, self._promised)
         self.close()
         return await future
 
@@ -161,6 +164,7 @@ class Batcher:
         self._tickets = 0  # admitted, being decoded
         self._running: _Batch | None = None
         self._dispatching = False
+        self._late = 0.0  # seconds by which answers of late came after what batch times alone had promised
         self._sweeper: asyncio.TimerHandle | None = None
         self._work: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._idle = asyncio.Event()
@@ -192,9 +196,10 @@ class Batcher:
             raise Overloaded(
                 f"the queue of {self.name} is full ({self._max_queue} images)", retry_after=self.wait(waiting)
             )
+        now = time.monotonic()
+        batches = self.wait(waiting + images)
         if deadline != math.inf:
-            now = time.monotonic()
-            wait = self.wait(waiting + images)
+            wait = batches + self._late
             if waiting == 0 and self._running is None:
                 # Trying costs nobody anything; and with nobody let in, a prediction that is too high would stay so.
                 wait = min(wait, self.times.at_best(images))
@@ -206,10 +211,10 @@ class Batcher:
                 )
         self._tickets += images
         self._idle.clear()
-        return [Ticket(self, deadline) for _ in range(images)]
+        return [Ticket(self, deadline, now + batches) for _ in range(images)]
 
     def wait(self, images: int) -> float:
-        """Predicted seconds until the last of `images` waiting images is answered."""
+        """Seconds that batches will take until the last of `images` waiting images is answered."""
         wait = 0.0
         if self._running is not None:
             elapsed = time.monotonic() - self._running.started
@@ -241,13 +246,16 @@ class Batcher:
         self._tickets -= 1
         self._note_idle()
 
-    def enqueue(self, sample: NDArray[np.uint8], outputs: frozenset[str], deadline: float) -> asyncio.Future[Row]:
+    def enqueue(
+        self, sample: NDArray[np.uint8], outputs: frozenset[str], deadline: float, promised: float
+    ) -> asyncio.Future[Row]:
         now = time.monotonic()
         future: asyncio.Future[Row] = self._loop.create_future()
         if now >= deadline:
+            self._note_late(now - promised)
             future.set_exception(DeadlineExceeded("the deadline passed while the image was decoded"))
             return future
-        self._waiting.append(_Entry(sample, outputs, deadline, future, now))
+        self._waiting.append(_Entry(sample, outputs, deadline, promised, future, now))
         self._observer.queued(len(self._waiting))
         if self._running is None and not self._dispatching:
             # At the end of this turn of the loop, so that what arrives together runs together.
@@ -268,6 +276,7 @@ class Batcher:
             if entry.future.done():  # its client has gone, or its deadline was swept
                 continue
             if now >= entry.deadline:
+                self._note_late(now - entry.promised)
                 entry.future.set_exception(DeadlineExceeded("the deadline passed in the queue"))
                 continue
             entries.append(entry)
@@ -287,6 +296,7 @@ class Batcher:
         now = time.monotonic()
         for entry in (*self._waiting, *(self._running.entries if self._running else ())):
             if now >= entry.deadline and not entry.future.done():
+                self._note_late(now - entry.promised)
                 entry.future.set_exception(DeadlineExceeded("the deadline passed before the answer was ready"))
         if any(entry.future.done() for entry in self._waiting):
             # The dead hold no places: neither those just swept nor those whose clients have gone.
@@ -300,9 +310,11 @@ class Batcher:
         if not batch.failed:  # what its retries took says nothing about the next batch
             self.times.observe(len(batch.entries), seconds)
         self._observer.batch(len(batch.entries), seconds)
+        now = time.monotonic()
         for entry, row in zip(batch.entries, rows, strict=True):
             if entry.future.done():
                 continue
+            self._note_late(now - entry.promised)
             if isinstance(row, FoveaError):
                 entry.future.set_exception(row)
             else:
@@ -312,6 +324,10 @@ class Batcher:
             self._loop.call_soon(self._dispatch)
         else:
             self._note_idle()
+
+    def _note_late(self, seconds: float) -> None:
+        """Learn from one answer how much decoding and a busy event loop add to what batches take."""
+        self._late += LATE_WEIGHT * (max(0.0, seconds) - self._late)
 
     def _note_idle(self) -> None:
         if self._running is None and not self._waiting and self._tickets == 0:

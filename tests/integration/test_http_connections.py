@@ -98,6 +98,24 @@ async def test_expect_100_continue(server: Server) -> None:
         assert is_right((await line.reply()).json["predictions"][0], picture(4))
 
 
+@pytest.mark.parametrize("offer", ["h2c", "websocket"])
+async def test_an_offer_to_upgrade_is_declined_by_a_plain_answer(server: Server, offer: str) -> None:
+    """Java's HttpClient offers h2c with every request: its body must not get lost."""
+    async with wire(server.port) as line:
+        for number in range(2):
+            offered = ("connection: Upgrade, HTTP2-Settings", f"Upgrade: {offer}", "http2-settings: AAMAAABk")
+            await line.send(post(CLASSIFY, image(number), *offered))
+            assert is_right((await line.reply()).json["predictions"][0], picture(number))
+
+
+async def test_a_request_of_two_lengths_is_refused(server: Server) -> None:
+    """Proxies and servers that disagree about where a request ends can be made to smuggle one in another."""
+    async with wire(server.port) as line:
+        await line.send(post(CLASSIFY, b"0\r\n\r\n", "transfer-encoding: chunked"))
+        assert (await line.reply()).status == 400
+        assert await line.silent()
+
+
 # Slow bodies.
 
 

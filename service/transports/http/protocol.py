@@ -1,16 +1,23 @@
-"""uvicorn's HTTP protocol with one system call a response instead of two.
+"""uvicorn's HTTP protocol with one system call a response instead of two, and no upgrades.
 
 uvicorn hands headers and body to the socket in separate writes; each write wakes the peer. For answers of a few
 hundred bytes those writes are the dearest thing in a request, so they are joined: what is written in one turn of the
 event loop leaves together.
+
+Clients may offer to go on in HTTP/2 or WebSocket (Java's HttpClient does so with every request). Who declines answers
+in HTTP/1.1 as if nothing had been said, but uvicorn's parser stops before the body of such a request: the offer is
+taken out before it sees it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 
 
 class _JoiningTransport:
@@ -44,3 +51,9 @@ class JoiningProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_JoiningTransport(transport, self.loop))  # type: ignore[arg-type]
+
+    def data_received(self, data: bytes) -> None:
+        head = data.find(b"\r\n\r\n") if self.cycle is None or self.cycle.response_complete else -1
+        if head >= 0 and data.find(b"pgrade", 0, head) >= 0:
+            data = _UPGRADE.sub(b"", data[:head]) + data[head:]
+        super().data_received(data)
