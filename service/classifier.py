@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from service.backends.base import InferenceBackend, ModelStatus, Row, ServedModel, Ticket
 from service.calibration import energy, prediction_set, probabilities
-from service.errors import DeadlineExceeded, FoveaError, InvalidRequest, Overloaded, TooLarge
+from service.errors import BackendFailed, DeadlineExceeded, FoveaError, InvalidRequest, Overloaded, TooLarge
 from service.header import probe
 from service.metrics import Metrics
 from service.spec import ModelSpec
@@ -241,6 +241,8 @@ class Classifier:
         calibration = spec.calibration
         logits = np.asarray(row.outputs["logits"], np.float32)
         probs = probabilities(logits, calibration.temperature)
+        if math.isnan(probs[0]):  # one logit that is no number leaves none
+            raise BackendFailed(f"{spec.name} gave an answer that is not a number")
         order = np.argsort(-probs, kind="stable")[:top_k]
         classes = [ClassScore(spec.labels[index], int(index), round(float(probs[index]), 6)) for index in order]
         abstained = False

@@ -220,3 +220,9 @@ def test_the_documentation_page_needs_nothing_from_elsewhere(server: Server) -> 
     for source in re.findall(r'(?:src|href)="([^"]+)"', page.text):
         assert not source.startswith(("http:", "https:", "//")), source
         assert server.client.get(source).status_code == 200
+
+
+def test_a_load_balancer_may_ask_with_head(server: Server) -> None:
+    for path in ("/healthz", "/readyz"):
+        answer = server.client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from service.backends.base import InferenceBackend, Row
 from service.classifier import INLINE_BYTES, INLINE_PIXELS, Classifier
 from service.errors import (
+    BackendFailed,
     DeadlineExceeded,
     InvalidImage,
     InvalidRequest,
@@ -41,7 +42,7 @@ class Ticket:
     async def infer(self, sample: NDArray[np.uint8], outputs: frozenset[str]) -> Row:
         self._model.inferred.append(sample)
         await self._model.gate.wait()
-        logits = tiny_logits(sample[None])[0]
+        logits = tiny_logits(sample[None])[0] + self._model.bias
         return Row({"logits": logits, "features": sample.mean(axis=(0, 1)) / 255}, 0.001, 0.002, 1)
 
     def close(self) -> None:
@@ -58,6 +59,7 @@ class Model:
         self.inferred: list[NDArray[np.uint8]] = []
         self.decoded: list[str] = []
         self.decode: Callable[[bytes], None] = lambda data: None
+        self.bias = 0.0  # added to every logit
         self.refusal: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
@@ -156,6 +158,14 @@ async def test_what_nobody_foresaw_fails_the_request_and_gives_places_back() -> 
         for images in ([LARGE], [png(picture(1)), LARGE]):
             with pytest.raises(ZeroDivisionError):
                 await classifier.classify(images)
+
+
+@pytest.mark.parametrize("bias", [math.nan, math.inf])
+async def test_an_answer_that_is_no_number_is_the_backends_failure(bias: float) -> None:
+    async with classifying() as (classifier, model, _):
+        model.bias = bias
+        with np.errstate(invalid="ignore"), pytest.raises(BackendFailed, match="not a number"):
+            await classifier.classify([png(picture(1))])
 
 
 async def test_one_bad_image_is_raised_alone_and_returned_among_others() -> None:

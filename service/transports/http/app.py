@@ -265,6 +265,10 @@ def _add_operations(app: FastAPI, metrics: Metrics, problems: Callable[[], Seque
             return Response(body, status, {"Retry-After": "1"}, CONTENT_TYPE.decode())
         return {"status": "ready"}
 
+    # Load balancers may ask with HEAD.
+    for path, endpoint in (("/healthz", healthz), ("/readyz", readyz)):
+        app.head(path, include_in_schema=False)(endpoint)
+
     @app.get("/metrics", tags=["operations"], summary="Prometheus metrics", response_class=Response)
     async def exposition() -> Response:
         return Response(metrics.exposition(), media_type=METRICS_TYPE)
