@@ -16,10 +16,13 @@ from export.to_onnx import Served
 from service.spec import OUTPUTS, ImageSpec, Parity, Precision
 
 # Largest difference allowed, relative to the largest magnitude in that output of that image, or to 1 if that is less.
-TOLERANCES: dict[Precision, float] = {"fp32": 1e-4}
+# For fp32 that is rounding; so it is for fp16, sixty times its unit, as a deep network stacks them up. For int8 it only
+# finds what is broken, in any of the outputs: how good the rest is, accuracy says (`export.quantize`).
+TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2, "int8": 0.75}
 
 BATCHES = (1, 3, 8)
-NOISE = 8  # images of uniform noise beside the real ones
+NOISE = 8  # images of uniform noise beside the real ones; none for int8, whose ranges are those of real images
+SETTLED = 0.1  # relative: where the highest logits lie further apart than twice that, their order is held to be certain
 FORWARD = ("activations", "features", "logits", "cam")  # as the graph computes them: the first to part is the culprit
 
 Floats = NDArray[np.float32]
@@ -74,7 +77,7 @@ def check(
         DriftError: ONNX Runtime cannot load the file.
     """
     tolerance = TOLERANCES[precision]
-    noise = np.random.default_rng(0).integers(0, 256, (NOISE, *pixels.shape[1:]), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (NOISE * (precision != "int8"), *pixels.shape[1:]), np.uint8)
     everything = np.concatenate([pixels, noise])
     reference = outputs_of(network, image, everything)
     session = replay.session(path)
@@ -86,7 +89,9 @@ def check(
         ]
         exported = {name: np.concatenate(each) for name, each in zip(OUTPUTS, zip(*parts, strict=True), strict=True)}
         for name in FORWARD:
-            comparable = settled(reference["logits"], tolerance) if name == "cam" else np.full(len(everything), True)
+            comparable = np.full(len(everything), True)
+            if name == "cam":
+                comparable = settled(reference["logits"], min(tolerance, SETTLED))
             found = compare(name, exported[name], reference[name], comparable, size)
             if name not in worst or found.relative > worst[name].relative:
                 worst[name] = found

@@ -15,20 +15,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 
-from export import architectures, calibrate, data, parity, repository, run, samples, weights
+from export import architectures, calibrate, data, parity, repository, run, samples, to_tensorrt, weights
 from export.architectures.base import Architecture, Network
 from export.data import Dataset
 from export.describe import describe
 from export.errors import ExportError, RunError
-from export.replay import MODEL_FILE, sha256
+from export.precision import Form, hold, lower
+from export.replay import MODEL_FILE, PLAN_FILE, sha256
 from export.to_onnx import to_onnx
 from service.preprocess import Preprocessor
-from service.spec import Calibration, Golden, ImageSpec, ModelSpec, Weights
+from service.spec import Calibration, Golden, ImageSpec, ModelSpec, Parity, TensorRT, Weights
 
 GOLDEN_IMAGES = 10  # at most one per label
 PARITY_IMAGES = 24
 THREADS = 2
+FP32 = Form()
 
 
 @dataclass(frozen=True)
@@ -106,13 +109,17 @@ def from_weights(name: str, source: str | None, labels: Path | None = None, data
     return Candidate(architecture, architecture.cut(loaded.module.eval()), loaded.image, names, loaded.weights, dataset)
 
 
-def publish(candidate: Candidate, name: str, into: Path) -> ModelSpec:
+def publish(
+    candidate: Candidate, name: str, into: Path, form: Form = FP32, console: Console | None = None
+) -> ModelSpec:
     """Export, verify, calibrate and publish.
 
     Args:
         candidate: What.
         name: Of the model.
         into: The model repository.
+        form: In which precision, and as what kind of file.
+        console: Where progress and figures of int8 go; nowhere if None.
 
     Returns:
         The spec as published.
@@ -120,18 +127,21 @@ def publish(candidate: Candidate, name: str, into: Path) -> ModelSpec:
     Raises:
         GraphError: It cannot be exported.
         ParityError: The exported graph differs from PyTorch.
+        QuantizationError: int8 costs too much accuracy, or lacks images.
+        TensorRTError: No plan can be built here.
         RepositoryError: The repository cannot take it.
     """
+    if form.plan:
+        to_tensorrt.machine()  # says what is missing before anything takes its time
     torch.set_num_threads(THREADS)
     network, image, dataset = candidate.network.eval(), candidate.image, candidate.dataset
     with tempfile.TemporaryDirectory(prefix="fovea-") as folder:
-        path = Path(folder) / MODEL_FILE
-        to_onnx(network, image, path)
+        path, agreement, tensorrt = verified_file(candidate, Path(folder), form, console)
         pixels = real_images(dataset, image)
-        agreement = parity.check(network, image, path, pixels)
         accuracy, calibration = None, Calibration()
         if dataset is not None:
             accuracy, calibration = calibrate.calibrate(path, dataset, image)
+        images, tolerance = hold(golden(network, image, dataset), path, image, calibration.temperature, form.precision)
         described = describe(network, (image.channels, image.height, image.width))
         sample = parity.outputs_of(network, image, pixels)
         maps, features = sample["activations"], sample["features"]
@@ -140,6 +150,7 @@ def publish(candidate: Candidate, name: str, into: Path) -> ModelSpec:
             version="1",
             architecture=candidate.architecture.name,
             paper=candidate.architecture.paper,
+            precision=form.precision,
             weights=candidate.weights,
             image=image,
             labels=candidate.labels,
@@ -151,10 +162,42 @@ def publish(candidate: Candidate, name: str, into: Path) -> ModelSpec:
             accuracy=accuracy,
             calibration=calibration,
             parity=agreement,
-            golden=golden(network, image, dataset),
-            files={MODEL_FILE: sha256(path)},
+            golden=images,
+            golden_tolerance=tolerance,
+            tensorrt=tensorrt,
+            files={path.name: sha256(path)},
         )
-        return repository.publish(into, spec, Path(folder))
+        return repository.publish(into, spec, Path(folder), form.batch if form.accelerator else None)
+
+
+def verified_file(
+    candidate: Candidate, folder: Path, form: Form, console: Console | None
+) -> tuple[Path, Parity, TensorRT | None]:
+    """Write the file that is to compute, and verify it: as float32 first, whatever it becomes.
+
+    Args:
+        candidate: What.
+        folder: Where the file goes.
+        form: In which precision, and as what kind of file.
+        console: Where progress and figures of int8 go; nowhere if None.
+
+    Returns:
+        The file, the figures of its verification, and for a plan what it was built with.
+    """
+    network, image, dataset = candidate.network, candidate.image, candidate.dataset
+    path = folder / MODEL_FILE
+    to_onnx(network, image, path)
+    pixels = real_images(dataset, image)
+    agreement = parity.check(network, image, path, pixels)
+    if form == FP32:
+        return path, agreement, None
+    lower(path, form, dataset, image, console)
+    tensorrt = None
+    if form.plan:
+        plan = folder / PLAN_FILE
+        tensorrt = to_tensorrt.build(path, plan, image, form.batch)
+        path = plan
+    return path, parity.check(network, image, path, pixels, form.precision), tensorrt
 
 
 def real_images(dataset: Dataset | None, image: ImageSpec) -> NDArray[np.uint8]:

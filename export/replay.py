@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from export import to_tensorrt
 from export.errors import DriftError
 from service.golden import Drifted, golden_batch, golden_difference
 from service.preprocess import Preprocessor
@@ -20,6 +21,7 @@ from service.spec import OUTPUTS, ModelSpec
 onnxruntime.disable_telemetry_events()
 
 MODEL_FILE = "model.onnx"
+PLAN_FILE = "model.plan"
 
 
 def sha256(path: Path) -> str:
@@ -29,11 +31,14 @@ def sha256(path: Path) -> str:
 
 
 def session(path: Path, threads: int = 2) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU that leaves idle cores alone and keeps quiet.
+    """An ONNX Runtime session on the CPU that leaves idle cores alone and keeps quiet; for a plan, TensorRT's like.
 
     Raises:
         DriftError: ONNX Runtime cannot load the file.
+        TensorRTError: TensorRT cannot load the plan.
     """
+    if path.name == PLAN_FILE:
+        return to_tensorrt.Plan(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -42,6 +47,11 @@ def session(path: Path, threads: int = 2) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions share no base class
         raise DriftError(f"{path.name} does not load in ONNX Runtime: {error}") from error
+
+
+def model_file(spec: ModelSpec) -> str:
+    """The name of the file that computes."""
+    return MODEL_FILE if spec.tensorrt is None else PLAN_FILE
 
 
 def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -65,13 +75,17 @@ def check(spec: ModelSpec, folder: Path) -> None:
     Raises:
         DriftError: A file is missing or altered, an output has another shape or type, or a golden image
             gives other probabilities than the spec says.
+        TensorRTError: A plan was built for another TensorRT or GPU than are here.
     """
     for name, expected in spec.files.items():
         path = folder / name
         if not path.is_file() or sha256(path) != expected:
             raise DriftError(f"{spec.name}: {name} is not the file that was verified; publish again")
     batch = golden_batch(spec, Preprocessor(spec.image))
-    outputs = dict(zip(OUTPUTS, session(folder / MODEL_FILE).run(list(OUTPUTS), {"image": batch}), strict=True))
+    if spec.tensorrt is not None:
+        to_tensorrt.require(spec.tensorrt)
+    runner = session(folder / model_file(spec))
+    outputs = dict(zip(OUTPUTS, runner.run(list(OUTPUTS), {"image": batch}), strict=True))
     for name, shape in shapes(spec).items():
         found = outputs[name]
         if found.shape != (len(batch), *shape) or found.dtype != np.float32:

@@ -25,4 +25,5 @@ COMMANDS = {
     "describe": Command("export.commands.describe", "show a network layer by layer"),
     "train": Command("export.commands.train", "train a network from scratch"),
     "publish": Command("export.commands.publish", "export, verify and publish a run into a model repository"),
+    "compare": Command("export.commands.compare", "run the models of a repository side by side: a table and plots"),
 }

@@ -33,8 +33,39 @@ def add_parser(subparsers: Parsers) -> None:
     parser.add_argument(
         "--repository", type=Path, default=Path("model_repository"), metavar="DIR", help="default: model_repository"
     )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="of weights and arithmetic (default: fp32)",
+    )
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FOLDER", help="images that int8 learns its ranges from, without --data"
+    )
+    parser.add_argument(
+        "--format", choices=("onnx", "tensorrt"), default="onnx", help="tensorrt: a plan for this machine's GPU (unrun)"
+    )
+    parser.add_argument(
+        "--tensorrt-accelerator",
+        action="store_true",
+        help="have Triton's ONNX Runtime backend use TensorRT, for all versions of the model (unrun)",
+    )
+    parser.add_argument(
+        "--batch-sizes",
+        type=batch_sizes,
+        metavar="MIN,OPT,MAX",
+        help="images that TensorRT takes at once: the fewest, those it is tuned for, and the most (default: 1,16,64)",
+    )
     parser.add_argument("--json", action="store_true", help="print the spec as JSON")
     parser.set_defaults(run=run)
+
+
+def batch_sizes(text: str) -> tuple[int, int, int]:
+    """`1,16,64`."""
+    fewest, best, most = map(int, text.split(","))
+    if not 1 <= fewest <= best <= most:
+        raise ValueError(text)
+    return fewest, best, most
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,14 +74,26 @@ def run(arguments: argparse.Namespace) -> int:
         raise ExportError("give either a run's folder or --arch; `publish --help` shows both")
     if arguments.arch is None and (arguments.weights or arguments.labels or arguments.data):
         raise ExportError("--weights, --labels and --data go with --arch; a run's folder brings its own")
+    if arguments.format == "tensorrt" and arguments.tensorrt_accelerator:
+        raise ExportError("a plan needs no --tensorrt-accelerator: that is for ONNX")
+    from export.precision import Form
     from export.publish import from_run, from_weights, publish
+    from export.to_tensorrt import BATCH
 
-    with Console(stderr=True).status("load, export, verify, publish"):
+    form = Form(
+        precision=arguments.precision,
+        plan=arguments.format == "tensorrt",
+        accelerator=arguments.tensorrt_accelerator,
+        calibration=arguments.calibration,
+        batch=arguments.batch_sizes or BATCH,
+    )
+    progress = Console(stderr=True)
+    with progress.status("load, export, verify, publish"):
         if arguments.arch is None:
             candidate = from_run(arguments.run_folder)
         else:
             candidate = from_weights(arguments.arch, arguments.weights, arguments.labels, arguments.data)
-        spec = publish(candidate, arguments.name, arguments.repository)
+        spec = publish(candidate, arguments.name, arguments.repository, form, progress)
     output = Console()
     if arguments.json:
         output.out(spec.model_dump_json(exclude={"golden"}), highlight=False)

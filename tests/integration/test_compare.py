@@ -85,7 +85,7 @@ def test_the_folder_holds_json_table_and_plots(compared: tuple[Comparison, Path]
         with Image.open(out / f"{name}.png") as image:
             assert image.size == (1280, 832)
             assert image.convert("L").getextrema() == (0, 255)
-        drawn = ElementTree.parse(out / f"{name}.svg").getroot()  # noqa: S314 - we have just written it
+        drawn = ElementTree.parse(out / f"{name}.svg").getroot()
         assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
 
 

@@ -1,4 +1,4 @@
-"""TensorRT as far as it goes without a GPU: profiles, who may run a plan, what is asked of the library, and the configs."""
+"""TensorRT as far as it goes without a GPU: profiles, who may run a plan, what the library is asked for, configs."""
 
 from __future__ import annotations
 
