@@ -166,6 +166,8 @@ def load(
     Raises:
         LoadFailed: A file is missing or differs from its hash, the graph breaks the contract, or its outputs drifted.
     """
+    if spec.tensorrt is not None:
+        raise LoadFailed("graph", "a TensorRT plan needs Triton and a GPU; publish it again with --format onnx")
     _check_files(directory, spec.files)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1 if spec.macs < SINGLE_THREAD_MACS else embedding.threads

@@ -123,3 +123,15 @@ def test_what_is_broken_does_not_keep_the_rest_from_starting(tmp_path: Path, lau
     assert (answer.status_code, answer.json()["code"]) == (503, "backend_unavailable")
     assert "SHA-256" in answer.json()["detail"]
     assert server.client.get("/v1/models/hopeless").json()["state"] == "failed"
+
+
+def test_a_plan_is_refused_with_the_remedy(tmp_path: Path, launch: Launch) -> None:
+    folder = faults.stage(tmp_path / "models", tmp_path / "beside", "tiny")
+    plan = {"version": "10.13", "compute_capability": "9.0", "batch": [1, 8, 16]}
+    faults.edit_spec(folder, "2", lambda spec: spec.update(tensorrt=plan))
+    server = launch(tmp_path / "models")
+    faults.install(folder, tmp_path / "models" / "tiny", "2")
+    server.wait_until(lambda: "2" in server.models()["tiny"]["versions"])
+    versions = server.models()["tiny"]["versions"]
+    assert versions["1"]["state"] == "ready"
+    assert "--format onnx" in versions["2"]["problem"]
