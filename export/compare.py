@@ -14,64 +14,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnxruntime
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from export import compare_plots, replay
+from export.comparison import Comparison, Entry, Machine, amount, conditions
 from export.errors import ExportError
-from export.measure import Batch, Measured
+from export.measure import Measured
 from service.spec import CONFIG_NAME, InvalidSpec, ModelSpec, read_config
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 THREADS = 2
 TIMEOUT = 600.0  # seconds for one model
 JSON, TABLE = "compare.json", "table.md"
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Machine(_Frozen):
-    """Where the figures come from."""
-
-    processor: str
-    cores: int
-    onnxruntime: str
-
-
-class Entry(_Frozen):
-    """A model."""
-
-    name: str
-    version: str
-    architecture: str
-    precision: str
-    accuracy: float | None  # top-1, of 1
-    accuracy_data: str | None
-    parameters: int
-    macs: int  # multiply-accumulates per image
-    file_bytes: int
-    measured: Measured
-
-    @property
-    def fastest(self) -> Batch:
-        """The batch size of the highest throughput."""
-        return max(self.measured.batches, key=lambda batch: batch.images_per_second)
-
-    @property
-    def memory_bytes(self) -> int:
-        """What the model adds to an empty process, at the largest batch."""
-        return self.measured.batches[-1].memory_bytes - self.measured.empty_bytes
-
-
-class Comparison(_Frozen):
-    """All of it."""
-
-    machine: Machine
-    models: tuple[Entry, ...]  # by multiply-accumulates
-    failed: dict[str, str]  # model: why it could not be run
 
 
 def compare(
@@ -131,8 +87,8 @@ def rows(comparison: Comparison) -> list[tuple[str, ...]]:
             entry.name,
             entry.precision,
             "" if entry.accuracy is None else f"{entry.accuracy:.2%}",
-            compare_plots.amount(entry.parameters),
-            compare_plots.amount(entry.macs),
+            amount(entry.parameters),
+            amount(entry.macs),
             f"{first.latency_ms:.3g} ms" if first.images == 1 else "",
             f"{fastest.images_per_second:,.0f}"
             if fastest.images_per_second > 100
@@ -163,14 +119,6 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def conditions(comparison: Comparison) -> str:
-    """On what, and with what, it was measured."""
-    machine = comparison.machine
-    ran = {(entry.measured.device, entry.measured.threads) for entry in comparison.models}
-    how = " and ".join("GPU" if device == "GPU" else f"{threads} threads" for device, threads in sorted(ran))
-    return f"{machine.processor}, {machine.cores} cores, {how}, ONNX Runtime {machine.onnxruntime}"
-
-
 def _newest(repository: Path) -> tuple[list[ModelSpec], dict[str, str]]:
     """The spec of the newest version of every model, and what is wrong with the rest."""
     specs, failed = [], {}
@@ -194,7 +142,7 @@ def _newest(repository: Path) -> tuple[list[ModelSpec], dict[str, str]]:
 
 def _entry(folder: Path, spec: ModelSpec, batch_sizes: Sequence[int], threads: int) -> Entry:
     line = [sys.executable, "-m", "export.measure", str(folder), spec.version]
-    line += ["--batch-sizes", ",".join(map(str, batch_sizes)), "--threads", str(threads)]
+    line += ["--threads", str(threads), "--batch-sizes", *map(str, batch_sizes)]
     try:
         done = subprocess.run(line, check=True, capture_output=True, text=True, timeout=TIMEOUT)
         measured = Measured.model_validate_json(done.stdout)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -17,11 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 from matplotlib.transforms import Bbox
 
-from export.measure import SLOWEST
-
-if TYPE_CHECKING:
-    from export.compare import Comparison, Entry
-    from export.measure import Batch
+from export.comparison import Comparison, Entry, amount, conditions
+from export.measure import SLOWEST, Batch
 
 # Okabe and Ito's colours, which the colour-blind tell apart, without the yellow, which nobody sees on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -65,8 +62,6 @@ def draw(comparison: Comparison, out: Path) -> list[Path]:
     Returns:
         The files.
     """
-    from export.compare import conditions
-
     models = comparison.models
     known = [entry for entry in models if entry.accuracy is not None]
     figures = {}
@@ -280,11 +275,3 @@ def _colours(models: Sequence[Entry]) -> dict[str, tuple[str, str]]:
         entry.name: (COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)])
         for index, entry in enumerate(models)
     }
-
-
-def amount(value: float) -> str:
-    """A number as people say it: 138 M, 4.1 G, 420 k."""
-    for limit, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= limit:
-            return f"{value / limit:.3g}{unit}"
-    return f"{value:.3g}"

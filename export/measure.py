@@ -1,6 +1,6 @@
 """One version of one model, run alone in a fresh process: latency, throughput, memory, power. JSON on standard output.
 
-    python -m export.measure model_repository/lenet5-digits 1 --batch-sizes 1,8 --threads 2
+    python -m export.measure model_repository/lenet5-digits 1 --threads 2 --batch-sizes 1 8
 
 A process of its own, so that it holds this model's memory and no other's.
 """
@@ -20,7 +20,6 @@ import onnxruntime
 from pydantic import BaseModel, ConfigDict
 
 from export import replay, throughput
-from export.commands.compare import sizes
 from export.power import Meter
 from service.golden import golden_batch
 from service.preprocess import Preprocessor
@@ -149,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m export.measure", description="Run one version of one model.")
     parser.add_argument("model", type=Path, help="its folder in the repository")
     parser.add_argument("version")
-    parser.add_argument("--batch-sizes", type=sizes, default=(1,))
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args(argv)
     spec = read_config(arguments.model / CONFIG_NAME, lenient=True).specs[arguments.version]

@@ -44,7 +44,8 @@ def sizes(text: str) -> tuple[int, ...]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare and print the table."""
-    from export.compare import BATCH_SIZES, compare, conditions, rows
+    from export.compare import BATCH_SIZES, compare, rows
+    from export.comparison import conditions
 
     comparison = compare(
         arguments.repository,

@@ -11,8 +11,8 @@ from PIL import Image
 
 from export import compare
 from export.__main__ import main
-from export.compare import Comparison
-from export.compare_plots import amount, spread
+from export.compare_plots import spread
+from export.comparison import Comparison, amount
 from export.errors import ExportError
 from service.spec import CONFIG_NAME
 from tests.models import publish_tiny
