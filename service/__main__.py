@@ -197,7 +197,9 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(*header)
     for row in rows:
         table.add_row(*map(escape, row))
-    Console().print(table)
+    console = Console()
+    # Nobody's screen wraps what goes into a file or another program.
+    (console if console.is_terminal else Console(width=220)).print(table)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from export.commands.console import output
+
 if TYPE_CHECKING:
     from export.commands import Parsers
 
@@ -54,9 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.threads,
         Console(stderr=True),
     )
-    output = Console()
+    console = output()
     if arguments.json:
-        output.out(comparison.model_dump_json(), highlight=False)
+        console.out(comparison.model_dump_json(), highlight=False)
         return 0
     header, *body = rows(comparison)
     table = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
@@ -64,8 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
         table.add_column(title, justify="left" if index < 2 else "right")
     for row in body:
         table.add_row(*row)
-    output.print(table)
-    output.print(f"{conditions(comparison)} → {arguments.out}", style="dim", soft_wrap=True)
+    console.print(table)
+    console.print(f"{conditions(comparison)} → {arguments.out}", style="dim", soft_wrap=True)
     for name, reason in sorted(comparison.failed.items()):
-        output.print(f"not run: {name}: {reason}", soft_wrap=True)
+        console.print(f"not run: {name}: {reason}", soft_wrap=True)
     return 0

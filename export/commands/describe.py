@@ -6,8 +6,9 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
+
+from export.commands.console import output
 
 if TYPE_CHECKING:
     from export.commands import Parsers
@@ -49,15 +50,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     architecture = architectures.get(arguments.arch)
     description = describe_architecture(architecture, arguments.classes, arguments.input_size)
-    output = Console()
+    console = output()
     if arguments.json:
         found = {"architecture": architecture.name, "paper": architecture.paper, "year": architecture.year or None}
-        output.out(json.dumps(found | description.as_json(), ensure_ascii=False), highlight=False)
+        console.out(json.dumps(found | description.as_json(), ensure_ascii=False), highlight=False)
         return 0
-    output.print(f"{architecture.name}: {architecture.paper}", highlight=False)
-    output.print(table(description))
+    console.print(f"{architecture.name}: {architecture.paper}", highlight=False)
+    console.print(table(description))
     if description.training_only_parameters:
-        output.print(f"beside {description.training_only_parameters:,} parameters that only training uses")
+        console.print(f"beside {description.training_only_parameters:,} parameters that only training uses")
     return 0
 
 

@@ -6,8 +6,9 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
+
+from export.commands.console import output
 
 if TYPE_CHECKING:
     from export.commands import Parsers
@@ -24,9 +25,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Print everything that can be asked for by name."""
     from export import listing
 
-    output = Console()
+    console = output()
     if arguments.json:
-        output.out(json.dumps(listing.as_json(), ensure_ascii=False), highlight=False)
+        console.out(json.dumps(listing.as_json(), ensure_ascii=False), highlight=False)
         return 0
     table = Table("network", "year", "input", box=None, header_style="bold", pad_edge=False)
     table.add_column("parameters", justify="right")
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{entry.origin}: {' '.join(entry.weights)}" if entry.weights else "train it",
             entry.paper,
         )
-    output.print(table)
-    output.print("\ntimm:NAME, timm:NAME.TAG   any of timm's convolutional networks", highlight=False)
-    output.print(f"data sets: {', '.join(listing.datasets())}", highlight=False)
+    console.print(table)
+    console.print("\ntimm:NAME, timm:NAME.TAG   any of timm's convolutional networks", highlight=False)
+    console.print(f"data sets: {', '.join(listing.datasets())}", highlight=False)
     return 0
