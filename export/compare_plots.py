@@ -14,7 +14,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from matplotlib.transforms import Bbox
 
 from export.comparison import Comparison, Entry, amount, conditions
@@ -105,12 +105,19 @@ def _accuracy(models: Sequence[Entry], colours: dict[str, tuple[str, str]]) -> F
     if max(entry.macs for entry in models) > FAR * min(entry.macs for entry in models):
         axes.set_xscale("log")
         _log_ticks(axes.xaxis)
-    axes.margins(0.16, 0.2)
+        axes.margins(x=0.16)
+    else:
+        axes.set_xlim(0, 1.25 * max(entry.macs for entry in models))
     axes.set_xlabel("multiply-accumulates per image")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
     axes.set_ylabel("top-1 accuracy")
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.06 else 1))
+    shares = [entry.accuracy or 0 for entry in models]
+    margin = max(0.02, 0.25 * (max(shares) - min(shares)))
+    low, high = min(shares) - margin, max(shares) + margin
+    ticks = MaxNLocator(steps=(1, 2, 5, 10)).tick_values(low, high)
+    axes.set_yticks([tick for tick in ticks if 0 <= tick <= 1])
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.05 else 1))
     data = sorted({entry.accuracy_data for entry in models if entry.accuracy_data})
     axes.set_title("; ".join(data), loc="left", fontsize=9, color="#666666")
     largest = _round(most)

@@ -13,7 +13,7 @@ with weights stay in float as well.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,18 @@ BATCH = 8
 WORTHWHILE = 1.05  # a format has to beat the one before it by more than noise, or the same command gives other bytes
 FLOAT = "fp32"  # what the figures call the graph that is quantized
 
-OPERATORS = (*WEIGHTED, "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Relu")
+# What is quantized only between layers that are: else converting there and back would cost more than it gains.
+BETWEEN = ("Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Relu")
+MOVING = (
+    "Flatten",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+)  # values stay as they are
 
 Pixels = NDArray[np.uint8]
 
@@ -186,7 +197,7 @@ def write(fused: Path, out: Path, form: Format, reader: _Reader, ranges: Path, e
         ends_in_float: Keep the first and the last layer with weights in float.
 
     Raises:
-        QuantizationError: The result is not under the artefact contract.
+        QuantizationError: Nothing was quantized, or the result is not under the artefact contract.
     """
     ort.quantize_static(
         fused,
@@ -195,13 +206,18 @@ def write(fused: Path, out: Path, form: Format, reader: _Reader, ranges: Path, e
         per_channel=True,
         reduce_range=True,
         weight_type=ort.QuantType.QInt8,
-        op_types_to_quantize=list(OPERATORS),
+        op_types_to_quantize=[*WEIGHTED, *BETWEEN],
         nodes_to_exclude=kept_in_float(onnx.load(fused).graph, ends_in_float),
         calibration_cache_path=ranges,
         **{**form.arguments, "extra_options": {"MatMulConstBOnly": True, **form.arguments.get("extra_options", {})}},
     )
     model = onnx.load(out)
     del model.metadata_props[:]
+    if not any(each.data_type == onnx.TensorProto.INT8 and len(each.dims) > 1 for each in model.graph.initializer):
+        raise QuantizationError(
+            "int8 would leave the network as it is: its only layer with weights makes the logits, and stays float; "
+            "publish it as fp32"
+        )
     outputs = {each.name: each.type.tensor_type.elem_type for each in model.graph.output}
     if outputs != dict.fromkeys(OUTPUTS, onnx.TensorProto.FLOAT):
         raise QuantizationError(f"quantization changed the graph's outputs: {outputs}")
@@ -232,7 +248,23 @@ def kept_in_float(graph: onnx.GraphProto, ends_in_float: bool = False) -> list[s
         kept.add(weighted[-1].name)
     if ends_in_float:
         kept.update(node.name for node in weighted if pixels.intersection(node.input))
-    return sorted(kept)
+    return sorted(kept | _among_floats(graph, kept))
+
+
+def _among_floats(graph: onnx.GraphProto, kept: Collection[str]) -> set[str]:
+    """Names of the nodes of `BETWEEN` that something else than quantized nodes feeds, given what stays in float."""
+    found = set()
+    quantized = {
+        "",
+        *(each.name for each in graph.initializer),
+    }  # tensors that are, or that any node takes as they come
+    for node in graph.node:
+        fed = node.op_type in WEIGHTED or quantized.issuperset(node.input)
+        if fed and node.name not in kept and node.op_type in (*WEIGHTED, *BETWEEN, *MOVING):
+            quantized.update(node.output)
+        elif node.op_type in BETWEEN:
+            found.add(node.name)
+    return found
 
 
 def _try(files: Mapping[str, Path], pixels: Pixels, truth: NDArray[np.int64]) -> dict[str, Trial]:

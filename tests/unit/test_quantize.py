@@ -18,7 +18,7 @@ from export import calibrate, quantize, replay, throughput
 from export.errors import QuantizationError
 from export.quantize import CPU, FLOAT, TENSORRT, Judge, Trial
 from service.spec import OUTPUTS
-from tests import convnet
+from tests import convnet, models
 
 CALIBRATION = convnet.images(64)
 
@@ -150,6 +150,12 @@ def test_the_ends_stay_in_float_only_if_that_is_needed(
     floats = {each.name for each in onnx.load(out).graph.initializer if each.data_type == onnx.TensorProto.FLOAT}
     assert {"first", "weight"} <= floats
     assert "second" not in floats
+
+
+def test_a_network_with_nothing_to_quantize_is_refused(tmp_path: Path) -> None:
+    models.tiny_model(tmp_path / "float.onnx", size=16)
+    with pytest.raises(QuantizationError, match=r"its only layer with weights makes the logits, and stays float"):
+        quantize.quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", CALIBRATION, Judge(CALIBRATION, None))
 
 
 def test_the_same_images_give_the_same_bytes(float_file: Path, tmp_path: Path) -> None:
