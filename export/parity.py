@@ -16,9 +16,9 @@ from export.to_onnx import Served
 from service.spec import OUTPUTS, ImageSpec, Parity, Precision
 
 # Largest difference allowed, relative to the largest magnitude in that output of that image, or to 1 if that is less.
-# For fp32 that is rounding; so it is for fp16, sixty times its unit, as a deep network stacks them up. For int8 it only
+# For fp32 that is rounding; so it is for fp16, a hundred of its units, as deep networks stack them up. For int8 it only
 # finds what is broken, in any of the outputs: how good the rest is, accuracy says (`export.quantize`).
-TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2, "int8": 0.75}
+TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-2, "int8": 0.75}
 
 BATCHES = (1, 3, 8)
 NOISE = 8  # images of uniform noise beside the real ones; none for int8, whose ranges are those of real images

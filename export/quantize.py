@@ -163,7 +163,7 @@ def quantize(
     with tempfile.TemporaryDirectory(prefix="fovea-") as name, _progress(console) as progress:
         folder = Path(name)
         fused, ranges = folder / "fused.onnx", folder / "ranges.json"
-        quant_pre_process(path, fused, skip_symbolic_shape=True)  # folds what is constant, says every tensor's shape
+        fuse(path, fused)
         reader = _Reader(calibration, progress)
         for ends_in_float in (False, True):
             suffix = ", first and last layer float" if ends_in_float else ""
@@ -185,11 +185,30 @@ def quantize(
     )
 
 
+def fuse(path: Path, out: Path) -> None:
+    """Prepare a graph for quantization: what is constant is folded, every tensor has a shape, every bias one layer."""
+    quant_pre_process(path, out, skip_symbolic_shape=True)
+    model = onnx.load(out)
+    constants = {each.name: each for each in model.graph.initializer}
+    taken = set()
+    for node in model.graph.node:
+        if node.op_type in WEIGHTED and len(node.input) == 3:
+            bias = node.input[2]
+            # Equal constants are one by now, but a quantized bias has its layer's scale, and ONNX Runtime's quantizer
+            # would give the first one's to all in the QOperator format.
+            if bias in taken and bias in constants:
+                node.input[2] = f"{bias} of {node.name}"
+                model.graph.initializer.add().CopyFrom(constants[bias])
+                model.graph.initializer[-1].name = node.input[2]
+            taken.add(bias)
+    onnx.save(model, out)
+
+
 def write(fused: Path, out: Path, form: Format, reader: _Reader, ranges: Path, ends_in_float: bool = False) -> None:
     """Write a graph in one format.
 
     Args:
-        fused: As `quant_pre_process` left it.
+        fused: What `fuse` made.
         out: The quantized file; the same inputs give the same bytes.
         form: The format.
         reader: Calibration images; read only while `ranges` is missing.

@@ -69,7 +69,7 @@ def test_half_precision_is_published_and_loaded(tmp_path: Path) -> None:
     spec = published(tmp_path)
     assert (spec.precision, spec.golden_tolerance) == ("fp16", 2e-2)
     assert spec.parity is not None
-    assert spec.parity.tolerance == 3e-2
+    assert spec.parity.tolerance == 5e-2
     assert max(spec.parity.max_difference.values()) < 5e-3
 
 

@@ -33,7 +33,7 @@ def test_half_precision_keeps_the_contract(float_file: Path, tmp_path: Path) -> 
     pixels = np.concatenate([convnet.images(6), np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)])
     expected = dict(zip(OUTPUTS, before.run(list(OUTPUTS), {"image": pixels}), strict=True))
     found = dict(zip(OUTPUTS, after.run(list(OUTPUTS), {"image": pixels}), strict=True))
-    certain = parity.settled(expected["logits"], 3e-2)
+    certain = parity.settled(expected["logits"], parity.TOLERANCES["fp16"])
     assert certain.any()
     for name in OUTPUTS:
         assert found[name].dtype == np.float32
