@@ -46,6 +46,17 @@ def kinds(repository: Path) -> set[str]:
     return {node.op_type for node in graph.node}
 
 
+def test_the_accelerator_is_asked_for_in_the_config(tmp_path: Path) -> None:
+    command = [*PUBLISH, str(tmp_path), "--tensorrt-accelerator", "--batch-sizes", "1,2,4"]
+    assert main(command) == 0
+    assert published(tmp_path).precision == "fp32"
+    text = (tmp_path / "lenet5-few" / CONFIG_NAME).read_text(encoding="utf-8")
+    config = text_format.Parse(text, triton.ModelConfig())
+    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert accelerator.parameters["trt_profile_max_shapes"] == "image:4x32x32x1"
+    assert config.max_batch_size == 4
+
+
 def test_int8_is_measured_published_and_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,17 +82,6 @@ def test_half_precision_is_published_and_loaded(tmp_path: Path) -> None:
     assert spec.parity is not None
     assert spec.parity.tolerance == 5e-2
     assert max(spec.parity.max_difference.values()) < 5e-3
-
-
-def test_the_accelerator_is_asked_for_in_the_config(tmp_path: Path) -> None:
-    command = [*PUBLISH, str(tmp_path), "--tensorrt-accelerator", "--batch-sizes", "1,2,4"]
-    assert main(command) == 0
-    assert published(tmp_path).precision == "fp32"
-    text = (tmp_path / "lenet5-few" / CONFIG_NAME).read_text(encoding="utf-8")
-    config = text_format.Parse(text, triton.ModelConfig())
-    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
-    assert accelerator.parameters["trt_profile_max_shapes"] == "image:4x32x32x1"
-    assert config.max_batch_size == 4
 
 
 def test_what_does_not_go_together_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,6 +92,41 @@ def test_convolutions_are_quantized_and_the_rest_is_not(
 
 
 @pytest.mark.usefixtures("_quick")
+@pytest.mark.parametrize("form", CPU, ids=lambda form: form.name)
+def test_layers_that_share_a_bias_each_have_it_in_their_own_scale(form: quantize.Format, tmp_path: Path) -> None:
+    path, out = tmp_path / "float.onnx", tmp_path / "int8.onnx"
+    convnet.write(path)
+    model = onnx.load(path)
+    graph = model.graph
+    weight = np.random.default_rng(1).normal(0, 2, (convnet.MAPS, convnet.MAPS, 3, 3)).astype(np.float32)
+    graph.initializer.append(numpy_helper.from_array(weight, "third"))
+    bias = next(each for each in graph.initializer if each.name == "second.bias")
+    bias.CopyFrom(numpy_helper.from_array(np.full(convnet.MAPS, 3, np.float32), "second.bias"))
+    relu = next(index for index, node in enumerate(graph.node) if node.name == "activations")
+    graph.node[relu].input[0] = "five"
+    inputs = ["four", "third", "second.bias"]
+    graph.node.insert(relu, onnx.helper.make_node("Conv", inputs, ["five"], name="five", pads=[1, 1, 1, 1]))
+    onnx.save(model, path)
+    quantize.quantize(path, out, CALIBRATION, Judge(by_margin(path, wide=True), None), [form])
+    pixels = convnet.images(8, seed=3)
+    expected, found = (replay.session(file).run(["activations"], {"image": pixels})[0] for file in (path, out))
+    assert np.abs(expected - found).max() < 0.05 * np.abs(expected).max()
+
+
+def test_arithmetic_among_floats_stays_float(float_file: Path, tmp_path: Path) -> None:
+    model = onnx.load(float_file)
+    graph = model.graph
+    pool = next(index for index, node in enumerate(graph.node) if node.op_type == "MaxPool")
+    graph.node[pool].input[0] = "curved"
+    graph.node.insert(pool, onnx.helper.make_node("Softplus", ["two"], ["curved"], name="curved"))
+    onnx.save(model, tmp_path / "float.onnx")
+    quantize.fuse(tmp_path / "float.onnx", tmp_path / "fused.onnx")
+    kept = quantize.kept_in_float(onnx.load(tmp_path / "fused.onnx").graph)
+    assert "three" in kept
+    assert not {"one", "two", "four"} & set(kept)
+
+
+@pytest.mark.usefixtures("_quick")
 def test_what_costs_too_much_is_refused_with_figures(float_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "int8.onnx"
     narrow = by_margin(float_file, wide=False)
