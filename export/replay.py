@@ -54,17 +54,6 @@ def model_file(spec: ModelSpec) -> str:
     return MODEL_FILE if spec.tensorrt is None else PLAN_FILE
 
 
-def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """The shape of every output without its batch dimension, as the contract has it."""
-    _, height, width = spec.maps
-    return {
-        "logits": (len(spec.labels),),
-        "features": (spec.features,),
-        "cam": (spec.cam_classes, height, width),
-        "activations": spec.maps,
-    }
-
-
 def check(spec: ModelSpec, folder: Path) -> None:
     """Check a version's directory against its spec.
 
@@ -86,7 +75,7 @@ def check(spec: ModelSpec, folder: Path) -> None:
         to_tensorrt.require(spec.tensorrt)
     runner = session(folder / model_file(spec))
     outputs = dict(zip(OUTPUTS, runner.run(list(OUTPUTS), {"image": batch}), strict=True))
-    for name, shape in shapes(spec).items():
+    for name, shape in spec.output_shapes.items():
         found = outputs[name]
         if found.shape != (len(batch), *shape) or found.dtype != np.float32:
             raise DriftError(f"{spec.name}: {name} is {found.dtype} {found.shape[1:]}, the spec says float32 {shape}")

@@ -64,7 +64,7 @@ def build_config(specs: Mapping[str, ModelSpec], accelerator: tuple[int, int, in
     )
     image = [spec.image.height, spec.image.width, spec.image.channels]
     config.input.add(name="image", data_type=triton.TYPE_UINT8, dims=image)
-    for name, shape in replay.shapes(spec).items():
+    for name, shape in spec.output_shapes.items():
         config.output.add(name=name, data_type=triton.TYPE_FP32, dims=shape)
     config.dynamic_batching.SetInParent()
     config.instance_group.add(count=1, kind=_kind(spec, accelerator))
@@ -204,7 +204,7 @@ def _next_version(folder: Path) -> str:
 
 def _check_shapes(spec: ModelSpec, earlier: Mapping[str, ModelSpec]) -> None:
     def contract(each: ModelSpec) -> dict[str, tuple[int, ...]]:
-        return {"image": (each.image.height, each.image.width, each.image.channels), **replay.shapes(each)}
+        return {"image": (each.image.height, each.image.width, each.image.channels), **each.output_shapes}
 
     ours = contract(spec)
     for version, other in earlier.items():

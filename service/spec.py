@@ -220,6 +220,17 @@ class ModelSpec(_Frozen):
         return self
 
     @property
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every output, without its batch dimension."""
+        _, height, width = self.maps
+        return {
+            "logits": (len(self.labels),),
+            "features": (self.features,),
+            "cam": (self.cam_classes, height, width),
+            "activations": self.maps,
+        }
+
+    @property
     def cam_classes(self) -> int:
         """C, the number of class activation maps that the graph computes."""
         return min(5, len(self.labels))

@@ -132,7 +132,7 @@ class OnnxModel:
             outputs = self._run(batch, frozenset(OUTPUTS))
         except Exception as error:
             raise LoadFailed("graph", "model.onnx: it fails on the golden images; the log says more") from error
-        for name, shape in _shapes(self.spec).items():
+        for name, shape in self.spec.output_shapes.items():
             found = np.shape(outputs[name])
             if found != (len(batch), *shape):
                 raise LoadFailed("graph", f"model.onnx: {name} is {list(found[1:])}, the spec wants {list(shape)}")
@@ -210,17 +210,6 @@ def _check_contract(session: onnxruntime.InferenceSession, spec: ModelSpec) -> N
     missing = set(OUTPUTS) - {node.name for node in session.get_outputs()}
     if missing:
         raise LoadFailed("graph", f"model.onnx: it lacks the outputs {', '.join(sorted(missing))}")
-
-
-def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Of every output, without its batch dimension."""
-    _, height, width = spec.maps
-    return {
-        "logits": (len(spec.labels),),
-        "features": (spec.features,),
-        "cam": (spec.cam_classes, height, width),
-        "activations": spec.maps,
-    }
 
 
 def unavailable(name: str, problem: str | None) -> BackendUnavailable:
