@@ -101,16 +101,15 @@ class Inference:
         )
         await respond(send, 200, _body(answer))
 
-    def _begin(self, scope: Scope, allowed: tuple[str, ...]) -> tuple[Exchange, str | None, Query, float]:
+    def _begin(self, scope: Scope, allowed: tuple[str, ...]) -> tuple[Exchange, str, Query, float]:
         exchange: Exchange = scope[KEY]
         exchange.inference = True
         query = parse_query(scope["query_string"], allowed)
         parameters: dict[str, str] = scope.get("path_params", {})
-        model = parameters.get("model")
         # Fails before the body is read if there is no such model; the name is safe as a metric label from here on.
-        exchange.model = self._classifier.resolve(model, query.version).spec.name
+        exchange.model = self._classifier.resolve(parameters.get("model"), query.version).spec.name
         timeout = self._default_timeout if query.timeout_ms is None else query.timeout_ms / 1000
-        return exchange, model, query, exchange.arrived + min(timeout, self._max_timeout)
+        return exchange, exchange.model, query, exchange.arrived + min(timeout, self._max_timeout)
 
     async def _images(self, scope: Scope, receive: Receive, deadline: float, exchange: Exchange) -> list[bytes]:
         body = await read_body(scope, receive, self._limits.max_bytes, deadline)
