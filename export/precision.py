@@ -75,6 +75,8 @@ def lower(path: Path, form: Form, dataset: Dataset | None, image: ImageSpec, con
         figures = quantize.quantize(path, quantized, calibration, judge, formats, console)
         if console is not None:
             console.print(table(figures))
+        if figures.chosen is None:
+            raise figures.refusal()
         if dataset is not None:
             _confirm(path, quantized, dataset, image)
         quantized.replace(path)
@@ -125,7 +127,7 @@ def table(figures: Quantization) -> Table:
             f"{trial.accuracy:.2%}",
             f"{100 * trial.loss:.2f}",
         )
-    if figures.chosen.ratio < 1:
+    if figures.chosen is not None and figures.chosen.ratio < 1:
         rows.caption = "int8 is slower than fp32 on this machine: the network is too small, or the processor too old"
     return rows
 

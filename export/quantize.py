@@ -120,16 +120,24 @@ class Quantization:
     """The figures of a quantization.
 
     Attributes:
-        chosen: The format that was written.
+        chosen: The format that was written; None: all lose too much, and nothing was written.
         trials: All that were tried, the float graph first.
         measure: "accuracy" or "agreement".
         images: How many judged.
     """
 
-    chosen: Trial
+    chosen: Trial | None
     trials: tuple[Trial, ...]
     measure: str
     images: int
+
+    def refusal(self) -> QuantizationError:
+        """What to say where nothing was chosen: by how much each format misses."""
+        losses = "; ".join(f"{trial.format}: {100 * trial.loss:.2f}" for trial in self.trials if trial.format != FLOAT)
+        return QuantizationError(
+            f"int8 may cost {100 * MAX_LOSS:.1f} points of {self.measure} and costs more, on {self.images} images: "
+            f"{losses}; publish it as fp32 or fp16, or calibrate on more images"
+        )
 
 
 def quantize(
@@ -154,7 +162,6 @@ def quantize(
         console: Where the progress bar goes; none if None.
 
     Raises:
-        QuantizationError: Every format loses more; the message says how much.
         DriftError: ONNX Runtime cannot load the file.
     """
     measure = "agreement" if judge.labels is None else "accuracy"
@@ -178,11 +185,7 @@ def quantize(
                 chosen = _fastest(passed)
                 out.write_bytes(files[chosen.format].read_bytes())
                 return Quantization(chosen, tuple(trials.values()), measure, len(truth))
-    losses = "; ".join(f"{trial.format}: {100 * trial.loss:.2f}" for trial in trials.values() if trial.format != FLOAT)
-    raise QuantizationError(
-        f"int8 may cost {100 * MAX_LOSS:.1f} points of {measure} and costs more, on {len(truth)} images: {losses}; "
-        "publish it as fp32 or fp16, or calibrate on more images"
-    )
+    return Quantization(None, tuple(trials.values()), measure, len(truth))
 
 
 def fuse(path: Path, out: Path) -> None:
