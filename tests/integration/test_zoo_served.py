@@ -12,6 +12,18 @@ from export.__main__ import main
 from tests.server import Server
 
 SMALL = ("linear", "mlp", "lenet1989", "lenet5", "highway", "neocognitron")
+LARGE = (
+    "alexnet2012",
+    "zfnet",
+    "alexnet",
+    "vgg11",
+    "googlenet",
+    "inception_v3",
+    "inception_v4",
+    "resnet18",
+    "densenet121",
+    "timm:resnet10t",
+)
 
 
 @pytest.mark.slow
@@ -40,17 +52,22 @@ def test_a_resnet50_of_a_local_file_answers_a_jpeg_with_imagenets_labels(tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_small_networks_of_the_field_are_published_and_served(tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("names", [SMALL, LARGE], ids=["small", "large"])
+def test_networks_of_the_field_are_published_and_served(names: tuple[str, ...], tmp_path: Path) -> None:
     repository = tmp_path / "models"
-    for name in SMALL:
-        assert main(["publish", "--arch", name, "--name", name, "--repository", str(repository)]) == 0
+    models = {arch: arch.replace(":", "-") for arch in names}
+    for arch, name in models.items():
+        assert main(["publish", "--arch", arch, "--name", name, "--repository", str(repository)]) == 0
     image = samples.photographs()["flower-whole.jpg"]
     with Server(repository, tmp_path).start() as server:
-        models = server.models()
-        answers = [server.client.post(f"/v1/models/{name}/classify", content=image).status_code for name in SMALL]
-    assert {name: model["state"] for name, model in models.items()} == dict.fromkeys(SMALL, "ready")
-    assert answers == [200] * len(SMALL)
+        listed = server.models()
+        answers = {
+            name: server.client.post(f"/v1/models/{name}/classify", content=image).status_code
+            for name in models.values()
+        }
+    assert {name: model["state"] for name, model in listed.items()} == dict.fromkeys(models.values(), "ready")
+    assert answers == dict.fromkeys(models.values(), 200)
 
 
 def test_publish_wants_a_run_or_an_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
