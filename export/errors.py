@@ -2,6 +2,7 @@
 
 ExportError
  ├── UnknownName         no such architecture or data set
+ ├── DataError           a data set that cannot be had, or holds too little
  ├── RunError            a run folder that cannot be read
  ├── GraphError          PyTorch's exporter or ONNX's checker refused the network
  ├── ParityError         the exported graph does not compute what PyTorch computes
@@ -39,6 +40,10 @@ class UnknownName(ExportError):
         close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
         return cls(f"no {kind} is called {name!r}: {hint}")
+
+
+class DataError(ExportError):
+    """A data set cannot be fetched or read, or holds too little to learn from."""
 
 
 class RunError(ExportError):

@@ -1,8 +1,5 @@
-"""Data sets by name, as encoded images: they take the same way through preprocessing as an image that is served.
-
-`digits`: the 1,797 handwritten digits that come with scikit-learn (the test part of UCI's Optical Recognition of
-Handwritten Digits, Alpaydin and Kaynak 1998), light ink on a dark ground, 8×8 pixels of 0 to 16, here scaled to 0 to
-255. The image contract of a network says how they come to its input size.
+"""What a data set is to the rest of `export`: encoded images, which take the same way through preprocessing as an image
+that is served.
 
 Drawings reach the service in many guises: as they are, or enlarged by whatever the sender's viewer or script used, as
 ink on paper or as light on a screen. Data sets of drawings are trained on, calibrated and tested in all of them.
@@ -12,15 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from export.errors import UnknownName
 from service.preprocess import Preprocessor
 from service.spec import ImageSpec
 
@@ -121,19 +116,6 @@ def renderings(image: bytes, sides: Sequence[int] = SIDES, inverted: bool = Fals
     return found
 
 
-def load(name: str) -> Dataset:
-    """The data set of that name.
-
-    Raises:
-        UnknownName: There is none.
-    """
-    try:
-        loader = LOADERS[name]
-    except KeyError:
-        raise UnknownName.among("data set", name, LOADERS) from None
-    return loader()
-
-
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
     """An image as a file of a kind that Pillow writes."""
     buffer = io.BytesIO()
@@ -167,17 +149,3 @@ def stratified(
         for part, chosen in zip(parts, np.split(order, ends[:2]), strict=True):
             part.extend(index for group in chosen for index in groups[group])
     return Split(*(np.sort(np.array(part, np.int64)) for part in parts))
-
-
-@cache
-def _digits() -> Dataset:
-    from sklearn.datasets import load_digits  # seconds to import, and only this needs it
-
-    bunch = load_digits()
-    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    images = tuple(encoded(Image.fromarray(each)) for each in pixels)
-    labels = bunch.target.astype(np.int64)
-    return Dataset("digits", images, labels, tuple("0123456789"), stratified(images, labels), drawn=True)
-
-
-LOADERS: dict[str, Callable[[], Dataset]] = {"digits": _digits}
