@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -18,10 +17,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from matplotlib.transforms import Bbox
 
 from export.comparison import Comparison, Entry, amount, conditions
+from export.figures import COLOURS, STYLE
 from export.measure import SLOWEST, Batch
 
-# Okabe and Ito's colours, which the colour-blind tell apart, without the yellow, which nobody sees on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")  # once around the colours, the next
 SIZE = (8.0, 5.2)  # inches
 DOTS = 160  # per inch
@@ -40,16 +38,6 @@ SIDES = (  # of a bubble, where its name may stand: in radii to the right and up
     (-0.7, 0.7, "right", "bottom"),
     (-0.7, -0.7, "right", "top"),
 )
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "svg.hashsalt": "fovea",  # the same figures give the same file
-}
 
 
 def draw(comparison: Comparison, out: Path) -> list[Path]:

@@ -3,7 +3,8 @@
 ExportError
  ├── UnknownName         no such architecture or data set
  ├── DataError           a data set that cannot be had, or holds too little
- ├── RunError            a run folder that cannot be read
+ ├── RunError            a run folder that cannot be read or written
+ ├── StrategyError       a network that a way to fine-tune does not suit
  ├── GraphError          PyTorch's exporter or ONNX's checker refused the network
  ├── ParityError         the exported graph does not compute what PyTorch computes
  ├── QuantizationError   int8 costs more accuracy than it may, or lacks images to learn its ranges from
@@ -47,7 +48,11 @@ class DataError(ExportError):
 
 
 class RunError(ExportError):
-    """A run folder without a finished run in it."""
+    """A run folder without a finished run in it, or with another one."""
+
+
+class StrategyError(ExportError):
+    """This way to fine-tune does not suit the network."""
 
 
 class GraphError(ExportError):

@@ -7,24 +7,30 @@ few photographs do for the first, and the spec says nothing about the others.
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import tempfile
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from safetensors.torch import save_file
 
 from export import architectures, calibrate, data, parity, repository, run, samples, to_tensorrt, weights
 from export.architectures.base import Architecture, Network
 from export.data import Dataset
 from export.describe import describe
+from export.ensemble import combine
 from export.errors import ExportError, RunError
 from export.precision import Form, hold, lower
 from export.replay import MODEL_FILE, PLAN_FILE, sha256
 from export.to_onnx import to_onnx
+from export.weights import WEIGHTS_FILE
 from service.preprocess import Preprocessor
 from service.spec import Calibration, Golden, ImageSpec, ModelSpec, Parity, TensorRT, Weights
 
@@ -45,6 +51,7 @@ class Candidate:
         labels: `[K]`.
         weights: Where they come from.
         dataset: The images to verify, calibrate and test it on; None: verified on photographs, not calibrated.
+        checkpoint: Its state dict as a file, where there is one.
     """
 
     architecture: Architecture
@@ -53,6 +60,7 @@ class Candidate:
     labels: tuple[str, ...]
     weights: Weights
     dataset: Dataset | None
+    checkpoint: Path | None = None
 
 
 def from_run(folder: Path) -> Candidate:
@@ -63,23 +71,68 @@ def from_run(folder: Path) -> Candidate:
         UnknownName: Its architecture or data set is not here.
     """
     record, _ = run.load(folder)
+    checkpoint = folder / run.CHECKPOINT
+    return Candidate(
+        architecture=architectures.get(record.architecture),
+        network=_network(record, checkpoint),
+        image=record.image,
+        labels=record.labels,
+        weights=Weights(source=_origin(record), sha256=sha256(checkpoint), license="Apache-2.0"),
+        dataset=data.load(record.data),
+        checkpoint=checkpoint,
+    )
+
+
+def from_ensemble(folders: Sequence[Path]) -> Candidate:
+    """Load runs as one network that averages them; a run with snapshots brings all of these.
+
+    Raises:
+        RunError: A folder holds no finished run, or they have other labels, image contracts or data sets.
+        ExportError: It would be an ensemble of one, or their maps differ in size.
+    """
+    records = [run.load(folder)[0] for folder in folders]
+    first = records[0]
+    for folder, record in zip(folders, records, strict=True):
+        for name in ("labels", "image", "data"):
+            if getattr(record, name) != getattr(first, name):
+                raise RunError(f"{folder} has other {name} than {folders[0]}: an ensemble's members share them")
+    files = [(record, path) for folder, record in zip(folders, records, strict=True) for path in run.members(folder)]
+    if len(files) < 2:
+        raise ExportError("an ensemble needs two members: name several runs, or one that was trained with --snapshots")
+    counts = Counter(record.architecture for record, _ in files)
+    papers = [architectures.get(name).paper for name in counts]
+    return Candidate(
+        architecture=replace(
+            architectures.get(first.architecture),
+            name="ensemble of " + " and ".join(f"{count} {name}" for name, count in counts.items()),
+            paper="; ".join(papers),
+        ),
+        network=combine([_network(record, path) for record, path in files], first.image),
+        image=first.image,
+        labels=first.labels,
+        weights=Weights(
+            source="; ".join(dict.fromkeys(map(_origin, records))),
+            sha256=hashlib.sha256("".join(sha256(path) for _, path in files).encode()).hexdigest(),
+            license="Apache-2.0",
+        ),
+        dataset=data.load(first.data),
+    )
+
+
+def _network(record: run.Run, checkpoint: Path) -> Network:
     architecture = architectures.get(record.architecture)
     module = architecture.build(len(record.labels))
-    checkpoint = folder / run.CHECKPOINT
     try:
         module.load_state_dict(torch.load(checkpoint, weights_only=True))
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise RunError(f"{checkpoint} does not fit {record.architecture}: {error}; train it again") from error
-    return Candidate(
-        architecture=architecture,
-        network=architecture.cut(module.eval()),
-        image=record.image,
-        labels=record.labels,
-        weights=Weights(
-            source=f"trained on {record.data} (seed {record.seed})", sha256=sha256(checkpoint), license="Apache-2.0"
-        ),
-        dataset=data.load(record.data),
-    )
+    return architecture.cut(module.eval())
+
+
+def _origin(record: run.Run) -> str:
+    if record.weights is None:
+        return f"trained on {record.data} (seed {record.options.seed})"
+    return f"{record.weights}, fine-tuned on {record.data} (seed {record.options.seed})"
 
 
 def from_weights(name: str, source: str | None, labels: Path | None = None, data_name: str | None = None) -> Candidate:
@@ -110,7 +163,13 @@ def from_weights(name: str, source: str | None, labels: Path | None = None, data
 
 
 def publish(
-    candidate: Candidate, name: str, into: Path, form: Form = FP32, console: Console | None = None
+    candidate: Candidate,
+    name: str,
+    into: Path,
+    form: Form = FP32,
+    console: Console | None = None,
+    *,
+    with_weights: bool = False,
 ) -> ModelSpec:
     """Export, verify, calibrate and publish.
 
@@ -120,6 +179,7 @@ def publish(
         into: The model repository.
         form: In which precision, and as what kind of file.
         console: Where progress and figures of int8 go; nowhere if None.
+        with_weights: Put the state dict beside the model, so that whoever has the repository can fine-tune it.
 
     Returns:
         The spec as published.
@@ -145,6 +205,9 @@ def publish(
         described = describe(network, (image.channels, image.height, image.width))
         sample = parity.outputs_of(network, image, pixels)
         maps, features = sample["activations"], sample["features"]
+        files = {path.name: sha256(path)}
+        if with_weights:
+            files[WEIGHTS_FILE] = _save_weights(candidate, Path(folder) / WEIGHTS_FILE)
         spec = ModelSpec(
             name=name,
             version="1",
@@ -165,7 +228,7 @@ def publish(
             golden=images,
             golden_tolerance=tolerance,
             tensorrt=tensorrt,
-            files={path.name: sha256(path)},
+            files=files,
         )
         return repository.publish(into, spec, Path(folder), form.batch if form.accelerator else None)
 
@@ -198,6 +261,19 @@ def verified_file(
         tensorrt = to_tensorrt.build(path, plan, image, form.batch)
         path = plan
     return path, parity.check(network, image, path, pixels, form.precision), tensorrt
+
+
+def _save_weights(candidate: Candidate, path: Path) -> str:
+    """Write the state dict as safetensors; its hash.
+
+    Raises:
+        ExportError: There is none.
+    """
+    if candidate.checkpoint is None:
+        raise ExportError("--with-weights takes the checkpoint of one run: an ensemble and --arch have none")
+    state = torch.load(candidate.checkpoint, weights_only=True)
+    save_file({key: value.contiguous() for key, value in state.items()}, path)
+    return sha256(path)
 
 
 def real_images(dataset: Dataset | None, image: ImageSpec) -> NDArray[np.uint8]:

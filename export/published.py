@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import torch
 
 from export.architectures import timm_zoo
-from export.architectures._torchvision import import_timm, import_torchvision
 from export.architectures.base import Architecture
 from export.errors import ExportError, UnknownName
+from export.torchvision_shim import import_timm, import_torchvision
 from service.spec import ImageSpec
 
 DEFAULT = "DEFAULT"  # whatever the library recommends

@@ -1,16 +1,23 @@
 """The folder of a training run: what was trained, the parameters, the figures. Readable without torch.
 
-| file            | holds                                                                            |
-| --------------- | -------------------------------------------------------------------------------- |
-| `checkpoint.pt` | the state dict of the best epoch, for `torch.load(..., weights_only=True)`       |
-| `run.json`      | `Run`: architecture, data, seed, hyperparameters, image contract, labels         |
-| `metrics.json`  | `Metrics`: figures per epoch and of the test; written last, it marks a whole run |
+| file            | holds                                                                              |
+| --------------- | ---------------------------------------------------------------------------------- |
+| `run.json`      | `Run`: what is trained on what, and how; written first                             |
+| `resume.ckpt`   | where the training stands, after each epoch; gone when it has ended                |
+| `checkpoint.pt` | the state dict of the best epoch, for `torch.load(..., weights_only=True)`         |
+| `snapshot-N.pt` | the same at the end of each cycle of `--snapshots`                                 |
+| `metrics.json`  | `Metrics`: figures per epoch and of the test; written last, it marks a whole run   |
+| `report.html`   | the figures with their pictures                                                    |
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,12 +25,37 @@ from export.errors import RunError
 from service.spec import ImageSpec
 
 CHECKPOINT = "checkpoint.pt"
+SNAPSHOT = "snapshot-{}.pt"
+RESUME = "resume.ckpt"
 RUN = "run.json"
 METRICS = "metrics.json"
+LOCK = ".lock"
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Record = TypeVar("Record", bound=_Frozen)
+
+
+class Options(_Frozen):
+    """How to train; the defaults suit small images."""
+
+    epochs: int = 120
+    batch_size: int = 64  # of all processes together
+    optimizer: str = "adamw"
+    learning_rate: float = 6e-3  # the peak
+    schedule: str = "one-cycle"
+    weight_decay: float = 0.1
+    dropout: float | None = None  # of the network's dropout layers; None: as they are
+    label_smoothing: float = 0.0
+    clip: float | None = None  # largest norm of the gradient
+    patience: int | None = None  # epochs without a better validation accuracy before it ends
+    augment: str | None = None  # see `export.augment`; None: what suits the data
+    precision: str = "32-true"  # in Lightning's words
+    snapshots: int = 0  # cycles of the schedule, each with a checkpoint at its end
+    seed: int = 0  # of initial weights, order and augmentation
 
 
 class Run(_Frozen):
@@ -31,11 +63,10 @@ class Run(_Frozen):
 
     architecture: str
     data: str
-    seed: int
-    epochs: int
-    batch_size: int
-    learning_rate: float  # the peak
-    weight_decay: float
+    shots: int | None = None  # training images of each class; None: all
+    weights: str | None = None  # that it started from; None: random ones
+    strategy: str = "scratch"  # see `export.strategies`
+    options: Options
     image: ImageSpec
     labels: tuple[str, ...]
 
@@ -43,7 +74,8 @@ class Run(_Frozen):
 class Epoch(_Frozen):
     """Figures of one epoch."""
 
-    loss: float  # mean training loss
+    loss: float  # mean training loss, of augmented images
+    validation_loss: float
     validation_accuracy: float
     learning_rate: float  # at its end
 
@@ -51,13 +83,20 @@ class Epoch(_Frozen):
 class Metrics(_Frozen):
     """Figures of a run."""
 
-    epochs: tuple[Epoch, ...]
+    epochs: tuple[Epoch, ...]  # none if nothing was trained step by step
     best_epoch: int  # from 0; the checkpoint is of its end
+    train_images: int
+    validation_images: int
+    validation_accuracy: float  # of the checkpoint
     test_images: int
     test_accuracy: float
     renderings: dict[str, float]  # test accuracy per rendering of the test images
     confusion: tuple[tuple[int, ...], ...]  # of the test: rows are true labels, columns predicted ones
-    seconds: float
+    temperature: float  # fitted on the validation images
+    ece_before: float  # expected calibration error on the test images
+    ece_after: float
+    seconds: float  # of work, interruptions left out
+    why: str = ""  # this strategy was chosen
 
 
 def write(path: Path, data: bytes) -> None:
@@ -73,13 +112,50 @@ def write(path: Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-def save(folder: Path, run: Run, metrics: Metrics, checkpoint: bytes) -> None:
-    """Write a run's folder; until the last file is there it does not count as a run."""
+@contextmanager
+def writer(folder: Path) -> Iterator[None]:
+    """Be the only one who writes into a run's folder; the lock dies with its process.
+
+    Raises:
+        RunError: Another process is.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / METRICS).unlink(missing_ok=True)
-    write(folder / CHECKPOINT, checkpoint)
-    write(folder / RUN, run.model_dump_json(indent=2).encode() + b"\n")
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"another training writes to {folder}: wait for it, or choose another --out") from error
+        yield
+
+
+def begin(folder: Path, record: Run) -> Metrics | None:
+    """Start a run or go on with it.
+
+    Args:
+        folder: Of the run.
+        record: What is to be trained.
+
+    Returns:
+        None if there is something to train; the figures if the run is whole already.
+
+    Raises:
+        RunError: The folder holds another run.
+    """
+    if not (folder / RUN).is_file():
+        write(folder / RUN, record.model_dump_json(indent=2).encode() + b"\n")
+    known = _read(folder, Run, RUN)
+    if known != record:
+        ours, theirs = ({**each.model_dump(), **each.options.model_dump()} for each in (record, known))
+        differing = [f"{key} {theirs[key]}, not {ours[key]}" for key in ours if ours[key] != theirs[key]]
+        differing = [each for each in differing if not each.startswith("options")]
+        raise RunError(f"{folder} holds another run ({'; '.join(differing)}): remove it, or choose another --out")
+    return _read(folder, Metrics, METRICS) if (folder / METRICS).is_file() else None
+
+
+def finish(folder: Path, metrics: Metrics) -> None:
+    """Mark a run as whole: its figures are written, what it would resume from goes."""
     write(folder / METRICS, metrics.model_dump_json(indent=2).encode() + b"\n")
+    (folder / RESUME).unlink(missing_ok=True)
 
 
 def load(folder: Path) -> tuple[Run, Metrics]:
@@ -91,10 +167,19 @@ def load(folder: Path) -> tuple[Run, Metrics]:
     missing = [name for name in (CHECKPOINT, RUN, METRICS) if not (folder / name).is_file()]
     if missing:
         raise RunError(f"{folder} holds no finished run ({', '.join(missing)} missing): train it first")
+    return _read(folder, Run, RUN), _read(folder, Metrics, METRICS)
+
+
+def members(folder: Path) -> tuple[Path, ...]:
+    """The checkpoints that an ensemble takes from a run: its snapshots if it has any, else its best one."""
+    snapshots = sorted(folder.glob(SNAPSHOT.format("*")), key=lambda path: int(path.stem.split("-")[1]))
+    return tuple(snapshots) or (folder / CHECKPOINT,)
+
+
+def _read(folder: Path, kind: type[Record], name: str) -> Record:
     try:
-        return (
-            Run.model_validate_json((folder / RUN).read_bytes()),
-            Metrics.model_validate_json((folder / METRICS).read_bytes()),
-        )
+        return kind.model_validate_json((folder / name).read_bytes())
     except ValidationError as error:
-        raise RunError(f"{folder} was not written by this version of export: {error}; train it again") from error
+        raise RunError(
+            f"{folder / name} was not written by this version of export: {error}; remove the folder and train again"
+        ) from error

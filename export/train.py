@@ -1,188 +1,239 @@
-"""Train a network from scratch.
+"""Train a network, or fine-tune a pretrained one, into a run's folder.
 
     python -m export train --arch lenet5 --data digits --out runs/lenet5-digits
 
-takes about a minute on two cores and reads 99 % of the test digits. The same command gives the same checkpoint, bit for
-bit, on the same machine.
+The same command goes on where a killed one stood, and gives the same checkpoint, bit for bit, on the CPU of
+one machine.
 """
 
 from __future__ import annotations
 
-import io
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - as PyTorch's own documentation has it
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import nn
 
-from export import architectures, augment, data, run
+from export import architectures, augment, data, linear, report, run, strategies, weights
+from export.architectures.base import Architecture, Network
 from export.data import Dataset
+from export.errors import ExportError
+from export.evaluate import Evaluation, evaluate
+from export.fit import fit, world
+from service.calibration import probabilities
 from service.spec import ImageSpec
-
-TRAIN_SIDES = (32, 96)  # of enlarged drawings, in pixels; from larger ones they come back the same
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command line can change; the defaults suit small images."""
+class Task:
+    """What is to be trained on what.
+
+    Attributes:
+        architecture: Name of the network.
+        data: Name of the data set.
+        options: How.
+        shots: Training images of each class; None: all.
+        weights: To start from, as `export.weights` takes them; None: random ones.
+        strategy: `strategies.SCRATCH` or one for pretrained networks, but not `AUTO`.
+    """
 
     architecture: str
     data: str
-    epochs: int = 120
-    batch_size: int = 64
-    learning_rate: float = 6e-3  # the peak of one cycle
-    weight_decay: float = 0.1
-    seed: int = 0
-    threads: int = 1  # small networks gain nothing from more, and on a busy machine lose tenfold
+    options: run.Options
+    shots: int | None = None
+    weights: str | None = None
+    strategy: str = strategies.SCRATCH
 
 
-def normalised(images: Tensor, image: ImageSpec) -> Tensor:
-    """What the exported graph does first: `[N, C, H, W]` in [0, 255] to the network's own scale."""
-    mean, std = (torch.tensor(each).reshape(1, -1, 1, 1) for each in (image.mean, image.std))
-    return (images / 255 - mean) / std
+@dataclass(frozen=True)
+class Subject:
+    """A task's network and images, ready.
+
+    Attributes:
+        module: The network with its initial weights.
+        network: The same, cut.
+        image: Its image contract.
+        dataset: Its images.
+    """
+
+    module: nn.Module
+    network: Network
+    image: ImageSpec
+    dataset: Dataset
 
 
-def train(options: Options, out: Path, console: Console | None = None) -> run.Metrics:
+@dataclass(frozen=True)
+class Learned:
+    """What came of the training itself.
+
+    Attributes:
+        epochs: Figures of each; none if nothing was trained step by step.
+        best_epoch: Whose parameters the checkpoint holds.
+        seconds: Spent on it.
+        why: It is as it is; for people.
+    """
+
+    epochs: tuple[run.Epoch, ...]
+    best_epoch: int
+    seconds: float
+    why: str = ""
+
+
+def train(
+    task: Task,
+    folder: Path,
+    *,
+    device: str = "auto",
+    threads: int = 1,
+    console: Console | None = None,
+) -> run.Metrics | None:
     """Train, keep the parameters that read most of the validation images, test them once, write the run's folder.
 
+    A run that is whole already is left as it is.
+
     Args:
-        options: What to train on what, and how.
-        out: The run's folder.
-        console: Where the progress bar goes; none if None.
+        task: What on what, and how.
+        folder: Of the run.
+        device: "auto", "cpu" or "gpu".
+        threads: Of PyTorch.
+        console: Where progress goes; nowhere if None.
+
+    Returns:
+        The figures; None in all processes of a distributed training but the first.
 
     Raises:
-        UnknownName: No such architecture or data set.
+        UnknownName: No such architecture, data set, optimiser, schedule or augmentation.
+        ExportError: The data or the weights cannot be had, or the folder holds another run.
     """
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    random = torch.Generator().manual_seed(options.seed)
-    started = time.monotonic()
-
-    architecture = architectures.get(options.architecture)
-    dataset = data.load(options.data)
-    image = architecture.image
-    network = architecture.build(len(dataset.label_names))
-    epochs, best_epoch, checkpoint = _fit(network, dataset, image, options, random, console)
-    network.load_state_dict(torch.load(io.BytesIO(checkpoint), weights_only=True))
-    accuracy, confusion = test(network, dataset, image)
-    metrics = run.Metrics(
-        epochs=tuple(epochs),
-        best_epoch=best_epoch,
-        test_images=len(dataset.split.test),
-        test_accuracy=accuracy[data.AS_SUCH],
-        renderings=accuracy,
-        confusion=tuple(tuple(map(int, row)) for row in confusion),
-        seconds=round(time.monotonic() - started, 1),
-    )
+    torch.set_num_threads(threads)
+    torch.manual_seed(task.options.seed)
+    architecture = architectures.get(task.architecture)
+    subject = _subject(architecture, task)
+    if task.options.augment is None:
+        recipe = augment.DRAWINGS if subject.dataset.drawn else augment.PHOTOGRAPHS
+        task = replace(task, options=task.options.model_copy(update={"augment": recipe}))
+    if world()[0] > 0:
+        _learn(task, subject, folder, device, None)
+        return None
     record = run.Run(
-        architecture=options.architecture,
-        data=options.data,
-        seed=options.seed,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        image=image,
-        labels=dataset.label_names,
+        architecture=task.architecture,
+        data=task.data,
+        shots=task.shots,
+        weights=task.weights,
+        strategy=task.strategy,
+        options=task.options,
+        image=subject.image,
+        labels=subject.dataset.label_names,
     )
-    run.save(out, record, metrics, checkpoint)
+    with run.writer(folder):
+        done = run.begin(folder, record)
+        if done is not None:
+            return done
+        learned = _learn(task, subject, folder, device, console)
+        started = time.monotonic()
+        subject.module.load_state_dict(torch.load(folder / run.CHECKPOINT, weights_only=True))
+        found = evaluate(subject.module.cpu(), subject.dataset, subject.image)
+        before, after = found.calibration_errors()
+        split = subject.dataset.split
+        metrics = run.Metrics(
+            epochs=learned.epochs,
+            best_epoch=learned.best_epoch,
+            train_images=len(split.train),
+            validation_images=len(split.validation),
+            validation_accuracy=found.validation_accuracy,
+            test_images=len(split.test),
+            test_accuracy=found.renderings[data.AS_SUCH],
+            renderings=found.renderings,
+            confusion=tuple(tuple(map(int, row)) for row in found.confusion),
+            temperature=found.temperature,
+            ece_before=before,
+            ece_after=after,
+            seconds=round(learned.seconds + time.monotonic() - started, 1),
+            why=learned.why,
+        )
+        report.write(folder, _results(record, metrics, found, subject))
+        run.finish(folder, metrics)
     return metrics
 
 
-def _fit(
-    network: nn.Module,
-    dataset: Dataset,
-    image: ImageSpec,
-    options: Options,
-    random: torch.Generator,
-    console: Console | None,
-) -> tuple[list[run.Epoch], int, bytes]:
-    """The loop: figures per epoch, the last epoch that read most of the validation images, and its state dict."""
-    split = dataset.split
-    guises = dataset.rendered(split.train, image, TRAIN_SIDES, polarities=(False,))
-    images = torch.stack([_planes(each) for each in guises.values()])  # [guises, N, C, H, W]
-    labels = torch.from_numpy(dataset.labels[split.train])
-    guises = dataset.rendered(split.validation, image, sides=())
-    validation = torch.cat([_planes(each) for each in guises.values()])
-    validation_labels = torch.from_numpy(dataset.labels[split.validation]).repeat(len(guises))
-
-    optimizer = torch.optim.AdamW(network.parameters(), options.learning_rate, weight_decay=options.weight_decay)
-    steps = -(-len(labels) // options.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, options.epochs * steps)
-    inverted = 0.5 if dataset.drawn else 0.0
-
-    epochs: list[run.Epoch] = []
-    best, best_epoch, checkpoint = -1.0, 0, b""
-    with _progress(console) as progress:
-        task = progress.add_task("train", total=options.epochs, loss=float("nan"), accuracy=float("nan"))
-        for epoch in range(options.epochs):
-            losses = 0.0
-            network.train()
-            for chosen in torch.split(torch.randperm(len(labels), generator=random), options.batch_size):
-                guise = torch.randint(len(images), (len(chosen),), generator=random)
-                batch = augment.affine(images[guise, chosen].float(), random)
-                batch = augment.exposure(batch, random, inverted=inverted)
-                loss = F.cross_entropy(network(normalised(batch, image)), labels[chosen])
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                optimizer.step()
-                schedule.step()
-                losses += loss.item() * len(chosen)
-            mean_loss = losses / len(labels)
-            accuracy = (predict(network, validation, image) == validation_labels).double().mean().item()
-            if accuracy >= best:  # of equals the last: its learning rate was the lowest
-                best, best_epoch, checkpoint = accuracy, epoch, _state(network)
-            epochs.append(
-                run.Epoch(loss=mean_loss, validation_accuracy=accuracy, learning_rate=schedule.get_last_lr()[0])
-            )
-            progress.update(task, advance=1, loss=mean_loss, accuracy=accuracy)
-    return epochs, best_epoch, checkpoint
+def _subject(architecture: Architecture, task: Task) -> Subject:
+    dataset = data.load(task.data, task.shots, task.options.seed)
+    loaded = weights.load(architecture, task.weights, len(dataset.label_names), seed=task.options.seed)
+    if task.options.dropout is not None:
+        _set_dropout(loaded.module, task.options.dropout, architecture.name)
+    return Subject(loaded.module, architecture.cut(loaded.module), loaded.image, dataset)
 
 
-@torch.inference_mode()
-def predict(network: nn.Module, images: Tensor, image: ImageSpec) -> Tensor:
-    """Classes of uint8 `[N, C, H, W]`, int64 `[N]`."""
-    network.eval()
-    return torch.cat([network(normalised(batch.float(), image)).argmax(dim=1) for batch in torch.split(images, 256)])
+def _set_dropout(module: nn.Module, share: float, name: str) -> None:
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Dropout | nn.Dropout2d)]
+    if not layers:
+        raise ExportError(f"{name} has no dropout layers: leave --dropout out, or choose another network")
+    for layer in layers:
+        layer.p = share
 
 
-def test(network: nn.Module, dataset: Dataset, image: ImageSpec) -> tuple[dict[str, float], NDArray[np.int64]]:
-    """Accuracy on the test images in every guise, and the confusion matrix `[K, K]` of the images as such."""
-    labels = torch.from_numpy(dataset.labels[dataset.split.test])
-    found = {
-        name: predict(network, _planes(pixels), image)
-        for name, pixels in dataset.rendered(dataset.split.test, image).items()
-    }
-    classes = len(dataset.label_names)
-    confusion = torch.bincount(labels * classes + found[data.AS_SUCH], minlength=classes**2)
-    accuracy = {name: (each == labels).double().mean().item() for name, each in found.items()}
-    return accuracy, confusion.reshape(classes, classes).numpy()
-
-
-def _planes(pixels: NDArray[np.uint8]) -> Tensor:
-    """uint8 `[N, H, W, C]` to uint8 `[N, C, H, W]`."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
-
-
-def _state(network: nn.Module) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(network.state_dict(), buffer)
-    return buffer.getvalue()
-
-
-def _progress(console: Console | None) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  validation {task.fields[accuracy]:.2%}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=console is None,
+def _learn(task: Task, subject: Subject, folder: Path, device: str, console: Console | None) -> Learned:
+    """Write the checkpoint."""
+    if task.strategy == strategies.LINEAR:
+        started = time.monotonic()
+        how = linear.fit(subject.network, subject.dataset, subject.image)
+        run.write(folder / run.CHECKPOINT, weights.dump(subject.module))
+        return Learned((), 0, time.monotonic() - started, f"logistic regression on the features, {how}")
+    plan = strategies.plan(subject.module, subject.network, subject.image, task.strategy, task.options.learning_rate)
+    keeper = fit(
+        subject.module, plan, subject.dataset, subject.image, task.options, folder, device=device, console=console
     )
+    return Learned(tuple(keeper.epochs), keeper.best_epoch, keeper.seconds)
+
+
+def _results(record: run.Run, metrics: run.Metrics, found: Evaluation, subject: Subject) -> report.Results:
+    dataset = subject.dataset
+    worst = min(metrics.renderings, key=lambda name: metrics.renderings[name])
+    accuracy = {
+        f"accuracy on {metrics.test_images:,} test images": metrics.test_accuracy,
+        f"on {metrics.validation_images:,} validation images": metrics.validation_accuracy,
+    }
+    if len(metrics.renderings) > 1:
+        accuracy[f"worst rendering of the test images ({worst})"] = metrics.renderings[worst]
+    facts = {
+        "architecture": record.architecture,
+        "data": record.data,
+        "training images": f"{metrics.train_images:,}",
+        "initial weights": record.weights or "random",
+        "strategy": record.strategy,
+        "classifier": metrics.why,
+        "seconds": f"{metrics.seconds:,.0f}",
+    }
+    if metrics.epochs:
+        facts |= {name.replace("_", " "): str(value) for name, value in record.options if value not in (None, "")}
+    return report.Results(
+        title=f"{record.architecture} on {record.data}",
+        facts={name: value for name, value in facts.items() if value},
+        epochs=metrics.epochs,
+        best_epoch=metrics.best_epoch,
+        label_names=record.labels,
+        labels=found.labels,
+        probabilities=probabilities(found.logits),
+        calibrated=probabilities(found.logits, metrics.temperature),
+        temperature=metrics.temperature,
+        pixels=dataset.pixels(dataset.split.test, record.image),
+        filters=_filters(subject),
+        accuracy=accuracy,
+    )
+
+
+def _filters(subject: Subject) -> NDArray[np.float32] | None:
+    """The weights of the first layer as pictures `[F, C, h, w]`, where they are some."""
+    image = subject.image
+    for layer in subject.network.modules():
+        if isinstance(layer, nn.Conv2d):
+            return layer.weight.detach().numpy()
+        if isinstance(layer, nn.Linear):
+            if layer.in_features != image.channels * image.height * image.width:
+                return None
+            return layer.weight.detach().reshape(-1, image.channels, image.height, image.width).numpy()
+    return None

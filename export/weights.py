@@ -8,6 +8,7 @@ off the shape of the classifier in them, so a fine-tuned network loads without b
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 from collections import OrderedDict
@@ -26,8 +27,9 @@ from export.architectures.base import Architecture
 from export.describe import build_on_meta
 from export.errors import ExportError
 from export.replay import sha256
-from service.spec import ImageSpec, Weights
+from service.spec import CONFIG_NAME, ImageSpec, InvalidSpec, ModelSpec, Weights, read_config
 
+WEIGHTS_FILE = "weights.safetensors"  # beside the file of a model that was published with its weights
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")  # averaged parameters first
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
@@ -85,6 +87,13 @@ def load(
         count = classes or architecture.labels
         module = _drawn(architecture, count, seed)
         origin = Weights(source=f"random initial weights (seed {seed})")
+    elif Path(weights).is_dir():
+        path, spec = of_model(Path(weights))
+        module, _ = _fitted(architecture, read(path)[0], classes, seed, weights)
+        count = classes or len(spec.labels)
+        image, names = spec.image, spec.labels
+        source = f"model {spec.name} version {spec.version}, {spec.weights.source}"
+        origin = Weights(source=source, sha256=sha256(path), license=spec.weights.license)
     elif is_file(weights):
         path = Path(weights)
         state, names = read(path)
@@ -110,6 +119,46 @@ def load(
     elif names is not None and len(names) != count:
         names = None  # they were those of the classifier that was left out
     return Loaded(module.eval(), origin, names, image)
+
+
+def of_model(folder: Path) -> tuple[Path, ModelSpec]:
+    """The newest weights that were published with a model, and the spec of that version.
+
+    Args:
+        folder: Of the model, in a model repository.
+
+    Raises:
+        ExportError: It is none, or was published without.
+    """
+    try:
+        specs = read_config(folder / CONFIG_NAME).specs
+    except (InvalidSpec, OSError) as error:
+        raise ExportError(f"{folder} is no model's folder in a model repository: {error}") from error
+    for version in sorted(specs, key=int, reverse=True):
+        path = folder / version / WEIGHTS_FILE
+        if path.is_file():
+            if sha256(path) != specs[version].files.get(WEIGHTS_FILE):
+                raise ExportError(f"{path} is not what was published: fetch or publish the model again")
+            return path, specs[version]
+    raise ExportError(f"{folder} was published without its weights: publish it again with --with-weights")
+
+
+def architecture_of(weights: str) -> str:
+    """The architecture of a published model that is named as weights.
+
+    Raises:
+        ExportError: That is something else, which does not tell.
+    """
+    if not Path(weights).is_dir():
+        raise ExportError("--arch says which network these weights are of; only a model's folder tells by itself")
+    return of_model(Path(weights))[1].architecture
+
+
+def dump(module: nn.Module) -> bytes:
+    """A state dict as a file that `read` takes."""
+    buffer = io.BytesIO()
+    torch.save({name: value.cpu() for name, value in module.state_dict().items()}, buffer)
+    return buffer.getvalue()
 
 
 def is_file(weights: str) -> bool:

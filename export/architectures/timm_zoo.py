@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from export.architectures._heads import batch_norm, layer_norm, network
-from export.architectures._torchvision import import_timm
 from export.architectures.base import Architecture, Network
 from export.errors import ExportError, UnknownName
+from export.torchvision_shim import import_timm
 from service.spec import ImageSpec
 
 PREFIX = "timm:"

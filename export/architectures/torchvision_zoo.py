@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from export.architectures._heads import chain, layer_norm, network, pooled
-from export.architectures._torchvision import import_torchvision
 from export.architectures.base import Architecture, Network
+from export.torchvision_shim import import_torchvision
 from service.spec import ImageSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's training images

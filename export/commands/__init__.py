@@ -24,6 +24,7 @@ COMMANDS = {
     "list": Command("export.commands.listing", "list networks, their weights, and data sets"),
     "describe": Command("export.commands.describe", "show a network layer by layer"),
     "train": Command("export.commands.train", "train a network from scratch"),
+    "finetune": Command("export.commands.finetune", "fit a pretrained network to images of your own"),
     "publish": Command("export.commands.publish", "export, verify and publish a run into a model repository"),
     "compare": Command("export.commands.compare", "run the models of a repository side by side: a table and plots"),
 }

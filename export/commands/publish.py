@@ -23,6 +23,13 @@ def add_parser(subparsers: Parsers) -> None:
         "do so, and publishes it as a new version. Give a run's folder, or an architecture and its weights.",
     )
     parser.add_argument("run_folder", nargs="?", type=Path, metavar="RUN", help="folder that train wrote")
+    parser.add_argument(
+        "--ensemble",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="runs whose mean is to be published as one model; one with --snapshots brings all of these",
+    )
     parser.add_argument("--arch", metavar="A", help="architecture, see `list`")
     parser.add_argument(
         "--weights", metavar="W", help="name of published weights, or a .pth or .safetensors file (default: random)"
@@ -56,6 +63,9 @@ def add_parser(subparsers: Parsers) -> None:
         metavar="MIN,OPT,MAX",
         help="images that TensorRT takes at once: the fewest, those it is tuned for, and the most (default: 1,16,64)",
     )
+    parser.add_argument(
+        "--with-weights", action="store_true", help="put the checkpoint beside the model, for others to fine-tune"
+    )
     parser.add_argument("--json", action="store_true", help="print the spec as JSON")
     parser.set_defaults(run=run)
 
@@ -70,14 +80,15 @@ def batch_sizes(text: str) -> tuple[int, int, int]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Publish and print the spec's main figures."""
-    if (arguments.run_folder is None) == (arguments.arch is None):
-        raise ExportError("give either a run's folder or --arch; `publish --help` shows both")
+    given = [each for each in (arguments.run_folder, arguments.ensemble, arguments.arch) if each is not None]
+    if len(given) != 1:
+        raise ExportError("give either a run's folder or --ensemble or --arch; `publish --help` shows all three")
     if arguments.arch is None and (arguments.weights or arguments.labels or arguments.data):
         raise ExportError("--weights, --labels and --data go with --arch; a run's folder brings its own")
     if arguments.format == "tensorrt" and arguments.tensorrt_accelerator:
         raise ExportError("a plan needs no --tensorrt-accelerator: that is for ONNX")
     from export.precision import Form
-    from export.publish import from_run, from_weights, publish
+    from export.publish import from_ensemble, from_run, from_weights, publish
     from export.to_tensorrt import BATCH
 
     form = Form(
@@ -89,11 +100,20 @@ def run(arguments: argparse.Namespace) -> int:
     )
     progress = Console(stderr=True)
     with progress.status("load, export, verify, publish"):
-        if arguments.arch is None:
+        if arguments.run_folder is not None:
             candidate = from_run(arguments.run_folder)
+        elif arguments.ensemble is not None:
+            candidate = from_ensemble(arguments.ensemble)
         else:
             candidate = from_weights(arguments.arch, arguments.weights, arguments.labels, arguments.data)
-        spec = publish(candidate, arguments.name, arguments.repository, form, progress)
+        spec = publish(
+            candidate,
+            arguments.name,
+            arguments.repository,
+            form,
+            progress,
+            with_weights=arguments.with_weights,
+        )
     output = Console()
     if arguments.json:
         output.out(spec.model_dump_json(exclude={"golden"}), highlight=False)

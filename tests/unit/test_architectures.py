@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from export import architectures
 from export.architectures import neocognitron, timm_zoo, torchvision_zoo
-from export.architectures._torchvision import import_timm, import_torchvision
 from export.architectures.alexnet2012 import response_normalisation
 from export.architectures.base import Network
 from export.cam import class_activation_maps
 from export.describe import build_on_meta, describe
 from export.errors import ExportError, UnknownName
+from export.torchvision_shim import import_timm, import_torchvision
 from service.spec import ImageSpec
 from tests import zoo
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from export import architectures, listing
 from export.__main__ import main
-from export.architectures._torchvision import import_torchvision
 from export.commands.describe import memory, size
 from export.describe import Description, build_on_meta, describe, describe_architecture
 from export.errors import ExportError
+from export.torchvision_shim import import_torchvision
 
 pytestmark = pytest.mark.timeout(60)
 
