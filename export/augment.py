@@ -261,9 +261,8 @@ def _bumps(size: int) -> Tensor:
 
 def _thickness(images: Tensor, limit: float, draws: Draws) -> Tensor:
     amount = draws.uniform(-limit, limit, 1, 1, 1)
-    thick = F.max_pool2d(images, 3, 1, 1)
-    thin = -F.max_pool2d(-images, 3, 1, 1)
-    return images + amount.clamp(min=0) * (thick - images) + amount.clamp(max=0) * (images - thin)
+    side = torch.where(amount < 0, -1.0, 1.0)  # the least of some pixels is the greatest of their negatives
+    return images + amount.abs() * (side * F.max_pool2d(side * images, 3, 1, 1) - images)
 
 
 def _resolution(images: Tensor, least: float, draws: Draws) -> Tensor:

@@ -73,15 +73,17 @@ def fit(fitting: tuple[Floats, Ints], judging: tuple[Floats, Ints], data: str) -
     logits, labels = fitting
     temperature = calibration.fit_temperature(logits, labels)
     threshold = calibration.fit_energy_threshold(logits, FALSE_ALARMS)
+    quantile = calibration.fit_conformal_quantile(calibration.probabilities(logits, temperature), labels, COVERAGE)
     unseen, truth = judging
+    inside = None if quantile is None else 1 - calibration.probabilities(unseen, temperature) <= quantile
     return Calibration(
         temperature=temperature,
         ece_before=calibration.expected_calibration_error(calibration.probabilities(unseen), truth),
         ece_after=calibration.expected_calibration_error(calibration.probabilities(unseen, temperature), truth),
         coverage=COVERAGE,
-        conformal_quantile=calibration.fit_conformal_quantile(
-            calibration.probabilities(logits, temperature), labels, COVERAGE
-        ),
+        conformal_quantile=quantile,
+        measured_coverage=None if inside is None else float(inside[np.arange(len(truth)), truth].mean()),
+        mean_set_size=None if inside is None else float(inside.sum(axis=1).mean()),
         abstain_above_energy=threshold,
         false_alarm_rate=float((calibration.energy(unseen) > threshold).mean()),
         data=data,

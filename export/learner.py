@@ -185,8 +185,10 @@ class Keeper(lightning.Callback):
             self._progress.update(self._task, loss=loss, accuracy=accuracy, best=best)
 
     def _exhausted(self) -> bool:
-        patience = self._options.patience
-        return patience is not None and len(self.epochs) > self.best_epoch + patience >= patience
+        if self._options.patience is None or not self.epochs:
+            return False
+        accuracies = [epoch.validation_accuracy for epoch in self.epochs]
+        return len(accuracies) - 1 - accuracies.index(max(accuracies)) >= self._options.patience
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:  # noqa: ARG002
         if self._progress is not None:

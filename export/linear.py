@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from export.architectures.base import Network
@@ -55,8 +56,9 @@ def fit(network: Network, dataset: Dataset, image: ImageSpec) -> str:
     scale = features.std(axis=0) + 1e-6
     mean = features.mean(axis=0)
     groups = np.tile(np.arange(len(dataset.split.train)), len(images))
-    strength, how = _strength((features - mean) / scale, labels, groups)
-    model = _regression(strength).fit((features - mean) / scale, labels)
+    with threadpool_limits(torch.get_num_threads()):  # more only get into each other's way, tenfold on a busy machine
+        strength, how = _strength((features - mean) / scale, labels, groups)
+        model = _regression(strength).fit((features - mean) / scale, labels)
     coefficients = np.zeros((len(dataset.label_names), features.shape[1]))
     intercepts = np.zeros(len(dataset.label_names))
     if len(model.classes_) == 2:  # scikit-learn then has one row, for the second

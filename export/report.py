@@ -135,19 +135,21 @@ def _confusion(confusion: Ints, classes: int) -> str:
     missing = int((confusion.sum(axis=1) == 0).sum())
     notes = f"{right:,} of {images:,} test images are on the diagonal. Each row is coloured by its share."
     if missing:
-        notes += f" {missing:,} of {classes:,} classes have no test images; their rows are hatched."
+        hatched = " (hatched)" if classes <= report_plots.CELLS else ""
+        notes += f" Classes without test images{hatched}: {missing:,} of {classes:,}."
     return _figure(CONFUSION, f"Confusion matrix of {classes} classes, true against predicted. {notes}", notes)
 
 
 def _mistakes(wrong: int, images: int) -> str:
     if not wrong:
-        return f"<p>None: all {images:,} test images were classified correctly.</p>"
+        return f"<p>None among {images:,} test images.</p>"
     shown = min(wrong, report_plots.MISTAKES)
+    which = f"the {shown} most confident of them" if shown < wrong else "all of them, the most confident first"
     return _figure(
         MISTAKES,
-        f"The {shown} most confident mistakes: each image with true class, predicted class and its probability.",
-        f"{wrong:,} of {images:,} test images were taken for something else; the {shown} most confident of them, with "
-        "calibrated probabilities.",
+        f"{shown} misclassified test images, each with true class, predicted class and its probability.",
+        f"{wrong:,} of {images:,} test images were taken for something else; here are {which}, with calibrated "
+        "probabilities.",
     )
 
 

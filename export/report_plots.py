@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,6 +23,7 @@ from service.calibration import BINS, Floats, Ints
 
 COUNTED = 20  # classes at most whose confusion matrix has its counts printed
 NAMED = 40  # and whose axes name them
+CELLS = 125  # of a row that are still to be seen each
 FILTERS = 64  # shown at most
 MISTAKES = 24  # shown at most
 FEW = 30  # epochs that are few enough to have a dot each
@@ -53,10 +55,10 @@ def learning_curves(epochs: Sequence[run.Epoch], best_epoch: int, caption: str) 
     best = accuracies[best_epoch]
     accuracy.plot(numbers, accuracies, color=COLOURS[2], marker=dot, ms=4, lw=1.8)
     accuracy.plot(best_epoch + 1, best, "o", ms=9, mfc="none", mec="black", mew=1.6, clip_on=False)
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+    accuracy.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
     accuracy.yaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10), min_n_ticks=2))
     low, high = min(accuracies), max(accuracies)
-    margin = max(0.05 * (high - low), 0.002)
+    margin = max(0.05 * (high - low), 0.005)
     accuracy.set_ylim(max(0.0, low - margin), min(1.0, high + margin))
     accuracy.set_title("validation accuracy", loc="left", fontsize=12, pad=9)
     accuracy.set_title(f"○ best: {best:.2%}, epoch {best_epoch + 1}", loc="right", fontsize=11, pad=9)
@@ -103,7 +105,16 @@ def confusion_matrix(confusion: Ints, label_names: Sequence[str], caption: str) 
     support = confusion.sum(axis=1, keepdims=True)
     shares = np.ma.masked_where(np.broadcast_to(support == 0, confusion.shape), confusion / np.maximum(support, 1))
     axes.patch.set(facecolor="#f2f2f2", edgecolor="#cccccc", hatch="///")
-    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # the root shows single mistakes
+    several = math.ceil(classes / CELLS)
+    squares = _highest(shares, several)
+    end = several * len(squares) - 0.5  # the last squares may reach beyond the last class
+    image = axes.imshow(
+        squares,
+        cmap="Blues",
+        norm=PowerNorm(0.5, 0, 1),  # the root shows single mistakes
+        extent=(-0.5, end, end, -0.5),
+    )
+    axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5))
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, ticks=(0, 0.01, 0.05, 0.2, 0.5, 1))
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     bar.ax.tick_params(labelsize=9)
@@ -113,10 +124,11 @@ def confusion_matrix(confusion: Ints, label_names: Sequence[str], caption: str) 
     if classes <= NAMED:
         _name_classes(axes, label_names)
     else:
-        axes.set_xlabel("predicted class, by number")
+        note = f" (each square: the highest of {several} × {several})" if several > 1 else ""
+        axes.set_xlabel(f"predicted class, by number{note}")
         axes.set_ylabel("true class, by number")
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(10, integer=True))
+            axis.set_major_locator(MaxNLocator(10, steps=(1, 2, 5, 10), integer=True))
     if classes <= COUNTED:
         cell = 72 * 0.7 * side / classes  # points
         for row, column in np.argwhere(confusion):
@@ -125,6 +137,13 @@ def confusion_matrix(confusion: Ints, label_names: Sequence[str], caption: str) 
             size = min(14.0, 0.5 * cell, cell / (0.7 * len(count)))
             axes.text(column, row, count, ha="center", va="center", color="w" if dark else "k", fontsize=size)
     return figure
+
+
+def _highest(shares: np.ma.MaskedArray[Any, Any], several: int) -> np.ma.MaskedArray[Any, Any]:
+    """The highest of every `several` × `several` cells: single mistakes among a thousand classes would fade away."""
+    starts = np.arange(0, len(shares), several)
+    filled = np.maximum.reduceat(np.maximum.reduceat(shares.filled(-1), starts, axis=0), starts, axis=1)
+    return np.ma.masked_less(filled, 0)
 
 
 def _name_classes(axes: Axes, label_names: Sequence[str]) -> None:
@@ -178,8 +197,8 @@ def reliability_diagram(before: Floats, after: Floats, labels: Ints, caption: st
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
     upper.plot((0, 1), (0, 1), color="#999999", lw=1.2, ls=":")
     upper.text(
-        0.04,
-        0.02,
+        0.09,
+        0.035,
         "confidence = accuracy",
         color=GREY,
         fontsize=10,
@@ -222,8 +241,8 @@ def reliability_diagram(before: Floats, after: Floats, labels: Ints, caption: st
         most = max(most, int(bins.counts.max()))
     upper.set_xlim(0, 1)
     upper.set_ylim(0, 1)
-    upper.set_title("accuracy in each bin", loc="left", fontsize=12)
-    upper.legend(loc="upper left", frameon=False, fontsize=11, borderaxespad=0.2)
+    upper.set_ylabel("accuracy in each bin")
+    upper.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=11, borderaxespad=0.1)
     lower.set_ylim(0, (1.05 + 0.07 * len(str(most))) * most)
     lower.set_yticks([])
     lower.grid(visible=False)
@@ -290,7 +309,9 @@ def mistakes(
     rows = math.ceil(min(len(chosen), MISTAKES) / columns)
     some = f" ({MISTAKES} of {len(chosen)})" if len(chosen) > MISTAKES else ""
     title = f"Most confident mistakes{some}"
-    figure, axes = figures.sheet(title, caption, figures.HEAD + rows * (side + text) + figures.MARGIN)
+    figure, axes = figures.sheet(
+        title, f"true class → predicted class; {caption}", figures.HEAD + rows * (side + text) + figures.MARGIN
+    )
     names = figures.legible(label_names, "class")
     for place, index in enumerate(chosen[:MISTAKES]):
         row, column = divmod(place, columns)
@@ -298,9 +319,9 @@ def mistakes(
         figures.tile(axes, pixels[index], left, top, side)
         predicted = int(probabilities[index].argmax())
         lines = (
-            (f"true: {figures.short(names[labels[index]], 12)}", "black"),
-            (f"said: {figures.short(names[predicted], 12)}", COLOURS[1]),
-            (f"{probabilities[index, predicted]:.1%} sure", COLOURS[1]),
+            (figures.short(names[labels[index]], LETTERS + 2), "black"),
+            (f"→ {figures.short(names[predicted], LETTERS)}", COLOURS[1]),
+            (f"    {probabilities[index, predicted]:.1%}", COLOURS[1]),
         )
         for number, (line, colour) in enumerate(lines):
             axes.text(left, top + side + 0.05 + 0.185 * number, line, fontsize=11, color=colour, va="top")

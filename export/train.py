@@ -195,7 +195,7 @@ def _results(record: run.Run, metrics: run.Metrics, found: Evaluation, subject: 
     worst = min(metrics.renderings, key=lambda name: metrics.renderings[name])
     accuracy = {
         f"accuracy on {metrics.test_images:,} test images": metrics.test_accuracy,
-        f"on {metrics.validation_images:,} validation images": metrics.validation_accuracy,
+        f"accuracy on {metrics.validation_images:,} validation images as such": metrics.validation_accuracy,
     }
     if len(metrics.renderings) > 1:
         accuracy[f"worst rendering of the test images ({worst})"] = metrics.renderings[worst]

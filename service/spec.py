@@ -121,6 +121,8 @@ class Calibration(_Frozen):
     ece_after: float | None = None
     coverage: float = Field(default=0.95, gt=0, lt=1)
     conformal_quantile: float | None = None  # of 1 - p(true class); None: no prediction sets
+    measured_coverage: float | None = None  # share of prediction sets that hold the true class, on other images
+    mean_set_size: float | None = None  # classes per prediction set, on those
     abstain_above_energy: float | None = None  # energy of the raw logits; None: never abstain
     false_alarm_rate: float | None = None  # share of held-out images abstained from
     data: str | None = None  # what it was fitted on

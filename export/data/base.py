@@ -7,10 +7,11 @@ ink on paper or as light on a screen. Data sets of drawings are trained on, cali
 
 from __future__ import annotations
 
-import hashlib
 import io
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from service.preprocess import Preprocessor
 from service.spec import ImageSpec
 
 SHARES = (0.6, 0.2, 0.2)  # train, validation, test
+CARVED = 1 / 6  # of given training images, for each of validation and test that is not given
 SPLIT_SEED = 1998  # of every split, whatever the seed of a training: the test images stay the same
 
 FILTERS = {
@@ -42,6 +44,43 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """What a data set leaves out.
+
+    Attributes:
+        path: Of the file, or what names the image where it has none.
+        reason: Why, e.g. "the JPEG is truncated or damaged; send the whole file".
+    """
+
+    path: str
+    reason: str
+
+
+class OnAccess(Sequence[bytes]):
+    """Encoded images that are made or read when they are asked for, and not kept.
+
+    Args:
+        count: How many there are, N.
+        make: Gives the image of an index from 0 to N - 1.
+    """
+
+    def __init__(self, count: int, make: Callable[[int], bytes]) -> None:
+        self._places, self._make = range(count), make
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | Sequence[bytes]:
+        if isinstance(index, slice):
+            return [self._make(place) for place in self._places[index]]
+        return self._make(self._places[index])
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Labelled images.
 
@@ -52,14 +91,16 @@ class Dataset:
         label_names: `[K]`.
         split: Into train, validation and test.
         drawn: Ink on a ground, which mean the same when dark and light are swapped or all is enlarged; no photographs.
+        skipped: What was found and left out.
     """
 
     name: str
-    images: tuple[bytes, ...]
+    images: Sequence[bytes]
     labels: NDArray[np.int64]
     label_names: tuple[str, ...]
     split: Split
     drawn: bool = False
+    skipped: tuple[Skipped, ...] = ()
 
     def pixels(self, indices: NDArray[np.int64], image: ImageSpec) -> NDArray[np.uint8]:
         """Images as the service would see them: uint8 `[len(indices), H, W, C]`."""
@@ -124,28 +165,87 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
 
 
 def stratified(
-    images: Sequence[bytes],
+    contents: Sequence[bytes],
     labels: NDArray[np.int64],
     shares: tuple[float, float, float] = SHARES,
     seed: int = SPLIT_SEED,
 ) -> Split:
     """Split every class by the same shares; copies of an image stay together.
 
+    Every part gets an image of each class that has three different ones. What lies in two classes is in no part.
+
     Args:
-        images: Encoded files; equal bytes are copies.
+        contents: What tells images apart, `[N]`: the encoded files or hashes of them; equal bytes are copies.
         labels: `[N]`.
         shares: Of train, validation and test; they sum to 1.
         seed: Of the shuffling.
     """
+    dropped = clashes(contents, labels)
+    kept = np.array([index for index in range(len(labels)) if index not in dropped], np.int64)
+    return Split(*_dealt(contents, labels, kept, shares, seed))
+
+
+def completed(
+    contents: Sequence[bytes],
+    labels: NDArray[np.int64],
+    given: dict[str, NDArray[np.int64]],
+    seed: int = SPLIT_SEED,
+) -> Split:
+    """A split that was given, with what it lacks carved out of its training images; copies stay together.
+
+    Args:
+        contents: As for `stratified`.
+        labels: `[N]`.
+        given: Indices of "train" and of "validation", "test" or both.
+        seed: Of the shuffling.
+    """
+    missing = [name for name in ("validation", "test") if name not in given]
+    shares = (1 - CARVED * len(missing), *(CARVED for _ in missing))
+    dealt = _dealt(contents, labels, given["train"], shares, seed)
+    parts = given | dict(zip(("train", *missing), dealt, strict=True))
+    return Split(*(np.sort(parts[name]) for name in ("train", "validation", "test")))
+
+
+def clashes(contents: Sequence[bytes], labels: NDArray[np.int64]) -> dict[int, int]:
+    """Images whose copies lie in another class: nobody can say which class is right.
+
+    Returns:
+        Index of each such image: that of a copy in another class.
+    """
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for index, content in enumerate(contents):
+        groups[content].append(index)
+    found = {}
+    for group in groups.values():
+        for index in group:
+            other = next((each for each in group if labels[each] != labels[index]), None)
+            if other is not None:
+                found[index] = other
+    return found
+
+
+def _dealt(
+    contents: Sequence[bytes], labels: NDArray[np.int64], indices: NDArray[np.int64], shares: Sequence[float], seed: int
+) -> list[NDArray[np.int64]]:
+    """Some of the images, in as many parts as there are shares."""
     random = np.random.default_rng(seed)
-    parts: tuple[list[int], list[int], list[int]] = ([], [], [])
-    for label in np.unique(labels):
-        copies: dict[bytes, list[int]] = {}
-        for index in map(int, np.flatnonzero(labels == label)):
-            copies.setdefault(hashlib.sha256(images[index]).digest(), []).append(index)
+    parts: list[list[int]] = [[] for _ in shares]
+    for label in np.unique(labels[indices]):
+        copies: dict[bytes, list[int]] = defaultdict(list)
+        for index in map(int, indices[labels[indices] == label]):
+            copies[contents[index]].append(index)
         groups = list(copies.values())
         order = random.permutation(len(groups))
-        ends = np.rint(np.cumsum(shares) * len(groups)).astype(int)
-        for part, chosen in zip(parts, np.split(order, ends[:2]), strict=True):
+        for part, chosen in zip(parts, np.split(order, _ends(len(groups), shares)), strict=True):
             part.extend(index for group in chosen for index in groups[group])
-    return Split(*(np.sort(np.array(part, np.int64)) for part in parts))
+    return [np.sort(np.array(part, np.int64)) for part in parts]
+
+
+def _ends(count: int, shares: Sequence[float]) -> list[int]:
+    """Where all parts but the last end; none is empty if there is enough."""
+    ends: list[int] = np.rint(np.cumsum(shares) * count).astype(int).tolist()[:-1]
+    if count >= len(shares):
+        for place in range(len(ends)):
+            earliest, latest = (ends[place - 1] if place else 0) + 1, count - (len(ends) - place)
+            ends[place] = min(max(ends[place], earliest), latest)
+    return ends

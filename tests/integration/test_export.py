@@ -78,7 +78,7 @@ def spec(repository: Path) -> ModelSpec:
 
 def test_a_run_holds_what_it_takes(trained: Path) -> None:
     record, metrics = run.load(trained)
-    assert (record.architecture, record.data, record.epochs) == ("lenet5", "few-digits", 5)
+    assert (record.architecture, record.data, record.options.epochs) == ("lenet5", "few-digits", 5)
     assert record.image == architectures.get("lenet5").image
     assert record.labels == tuple("0123456789")
     state = torch.load(trained / run.CHECKPOINT, weights_only=True)
@@ -88,7 +88,12 @@ def test_a_run_holds_what_it_takes(trained: Path) -> None:
     assert np.sum(metrics.confusion) == metrics.test_images == len(few_digits.load().split.test)
     assert metrics.test_accuracy == np.trace(metrics.confusion) / metrics.test_images == metrics.renderings["as such"]
     assert len(metrics.renderings) == 18
-    assert sorted(path.name for path in trained.iterdir()) == [run.CHECKPOINT, run.METRICS, run.RUN]
+    assert {run.CHECKPOINT, run.METRICS, run.RUN, "report.html", "learning-curves.png"} <= names(trained)
+    assert run.RESUME not in names(trained)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 def test_a_run_counts_only_when_it_is_whole(trained: Path, tmp_path: Path) -> None:
@@ -97,7 +102,7 @@ def test_a_run_counts_only_when_it_is_whole(trained: Path, tmp_path: Path) -> No
     with pytest.raises(RunError, match=r"no finished run \(metrics.json missing\): train it first"):
         publishing.from_run(tmp_path)
     (tmp_path / run.METRICS).write_text("{}")
-    with pytest.raises(RunError, match="train it again"):
+    with pytest.raises(RunError, match="remove the folder and train again"):
         publishing.from_run(tmp_path)
     (tmp_path / run.METRICS).write_bytes((trained / run.METRICS).read_bytes())
     (tmp_path / run.CHECKPOINT).write_bytes(b"PK half a checkpoint")
@@ -154,7 +159,7 @@ def test_calibration_is_fitted_on_validation_and_judged_on_test(repository: Path
         alarms = energy(logits) > fitted.abstain_above_energy
         rates[part] = ((true >= 1 - fitted.conformal_quantile).mean(), alarms.mean())
     assert rates["validation"] == pytest.approx((fitted.coverage, 0.05), abs=0.002)
-    assert rates["test"][1] == pytest.approx(fitted.false_alarm_rate)
+    assert rates["test"] == pytest.approx((fitted.measured_coverage, fitted.false_alarm_rate))
     assert fitted.data == "few-digits, validation split in 18 guises"
 
 
