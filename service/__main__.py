@@ -16,7 +16,16 @@ from service import __version__, logs
 from service.errors import FoveaError
 from service.settings import InvalidSettings, Settings, load
 
-_FLAGS_OF_SERVE = ("host", "port", "model_repository", "default_model", "log_level", "log_format")
+_FLAGS_OF_SERVE = (
+    "host",
+    "port",
+    "backend",
+    "triton_url",
+    "model_repository",
+    "default_model",
+    "log_level",
+    "log_format",
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,6 +45,10 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", parents=[repository], help="serve over HTTP until SIGTERM or Ctrl-C")
     serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port of HTTP (default: 8080); 0 takes a free one")
+    serve.add_argument(
+        "--backend", choices=("embedded", "triton"), help="ONNX Runtime in this process (default), or a Triton server"
+    )
+    serve.add_argument("--triton-url", metavar="HOST:PORT", help="Triton's gRPC address (default: 127.0.0.1:8001)")
     serve.add_argument("--default-model", metavar="NAME", help="model of requests that name none")
     serve.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="lowest level logged")
     serve.add_argument("--log-format", choices=("auto", "json", "text"), help="auto: text on a terminal, else JSON")

@@ -12,8 +12,10 @@ from collections.abc import Generator
 import uvicorn
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from service.backends.base import InferenceBackend
 from service.backends.embedded import EmbeddedBackend
 from service.backends.onnx_runtime import Embedding
+from service.backends.triton import TritonBackend
 from service.classifier import Classifier
 from service.metrics import Metrics
 from service.preprocess import Limits
@@ -39,13 +41,7 @@ class Gateway:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         metrics = Metrics(registry)
-        self._backend = EmbeddedBackend(
-            settings.model_repository,
-            metrics,
-            embedding=Embedding(settings.threads, settings.max_queue),
-            limits=Limits(settings.max_image_bytes, settings.max_pixels),
-            poll_seconds=settings.poll_seconds,
-        )
+        self._backend = _backend(settings, metrics)
         self.classifier = Classifier(
             self._backend,
             metrics,
@@ -78,6 +74,25 @@ class Gateway:
     async def close(self) -> None:
         await self._backend.close()
         self.classifier.close()
+
+
+def _backend(settings: Settings, metrics: Metrics) -> InferenceBackend:
+    limits = Limits(settings.max_image_bytes, settings.max_pixels)
+    if settings.backend == "triton":
+        return TritonBackend(
+            settings.triton_url,
+            metrics,
+            max_queue=settings.max_queue,
+            limits=limits,
+            poll_seconds=settings.poll_seconds,
+        )
+    return EmbeddedBackend(
+        settings.model_repository,
+        metrics,
+        embedding=Embedding(settings.threads, settings.max_queue),
+        limits=limits,
+        poll_seconds=settings.poll_seconds,
+    )
 
 
 class _Server(uvicorn.Server):

@@ -1,8 +1,10 @@
-"""Dynamic batching in front of a blocking function: bounded, work-conserving, aware of deadlines and of clients gone.
+"""Dynamic batching: bounded, work-conserving, aware of deadlines and of clients gone.
 
-All state belongs to the event loop's thread, so there are no locks; `run` has a thread of its own, but for batches
-that are over sooner than a thread could be woken. Whenever nothing runs, all that waits does, up to the largest
-batch: nothing ever waits for a timer. Under load the next batch gathers while the last one runs.
+All state belongs to the event loop's thread, so there are no locks. Whenever nothing runs, all that waits does, up to
+the largest batch: nothing ever waits for a timer. Under load the next batch gathers while the last one runs.
+
+`Batcher` is in front of a blocking function, which has a thread of its own, but for batches that are over sooner than
+a thread could be woken. `RemoteBatcher` is in front of a server, which gets the next batches while it works on one.
 
 Admission comes before decoding. `admit` predicts, from batch times measured on this machine, when an image arriving
 now would be answered, and refuses at once what could not be answered in time. Refusing costs microseconds; answering
@@ -16,8 +18,9 @@ import math
 import queue
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +30,7 @@ from service.backends.base import Outputs, Row
 from service.errors import BackendFailed, BackendUnavailable, DeadlineExceeded, FoveaError, Overloaded
 
 Run = Callable[[NDArray[np.uint8], frozenset[str]], Outputs]
+RunRemote = Callable[[NDArray[np.uint8], frozenset[str], float], Awaitable[Outputs]]
 
 SWEEP_SECONDS = 0.01  # how late, at most, a waiting request learns that its deadline has passed
 # A batch shorter than this runs on the event loop: handing it to another thread and back would take as long.
@@ -91,12 +95,17 @@ class _Entry:
     enqueued: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Batch:
     entries: list[_Entry]
     started: float
     predicted: float
     failed: bool = False
+
+    @property
+    def deadline(self) -> float:
+        """Of the most patient image in it."""
+        return max(entry.deadline for entry in self.entries)
 
 
 class Observer:
@@ -114,7 +123,7 @@ class Ticket:
 
     __slots__ = ("_batcher", "_deadline", "_held", "_promised")
 
-    def __init__(self, batcher: Batcher, deadline: float, promised: float) -> None:
+    def __init__(self, batcher: _Batching, deadline: float, promised: float) -> None:
         self._batcher = batcher
         self._deadline = deadline
         self._promised = promised
@@ -142,41 +151,38 @@ class Ticket:
             self._batcher.give_back()
 
 
-class Batcher:
+class _Batching(ABC):
     """Gathers samples into batches for one model version.
 
     Args:
-        name: For the thread and for messages.
-        run: Blocking; `[N, H, W, C]` and output names to outputs `[N, ...]`. Never called twice at once.
+        name: For messages.
         max_batch: Images in a batch at most.
         max_queue: Images admitted but not yet running, at most.
         observer: Told of every batch.
+        lanes: Batches that may run at once.
     """
 
-    def __init__(self, name: str, run: Run, *, max_batch: int, max_queue: int, observer: Observer) -> None:
+    def __init__(self, name: str, *, max_batch: int, max_queue: int, observer: Observer, lanes: int = 1) -> None:
         self.name = name
         self.times = BatchTimes()
-        self._run = run
+        self._lanes = lanes
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._observer = observer
         self._waiting: deque[_Entry] = deque()
         self._tickets = 0  # admitted, being decoded
-        self._running: _Batch | None = None
+        self._running: list[_Batch] = []  # the oldest first
         self._dispatching = False
         self._late = 0.0  # seconds by which answers of late came after what batch times alone had promised
         self._sweeper: asyncio.TimerHandle | None = None
-        self._work: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._idle = asyncio.Event()
         self._closed = False
         self._loop: asyncio.AbstractEventLoop
-        self._thread = threading.Thread(target=self._serve, name=f"infer-{name}", daemon=True)
 
     def start(self) -> None:
-        """Start the inference thread; call on the event loop."""
+        """Be ready for work; call on the event loop."""
         self._loop = asyncio.get_running_loop()
         self._idle.set()
-        self._thread.start()
 
     def admit(self, deadline: float, images: int = 1) -> list[Ticket]:
         """Keep places for images that arrive now.
@@ -200,7 +206,7 @@ class Batcher:
         batches = self.wait(waiting + images)
         if deadline != math.inf:
             wait = batches + self._late
-            if waiting == 0 and self._running is None:
+            if waiting == 0 and not self._running:
                 # Trying costs nobody anything; and with nobody let in, a prediction that is too high would stay so.
                 wait = min(wait, self.times.at_best(images))
             if now + wait > deadline:
@@ -216,29 +222,35 @@ class Batcher:
     def wait(self, images: int) -> float:
         """Seconds that batches will take until the last of `images` waiting images is answered."""
         wait = 0.0
-        if self._running is not None:
-            elapsed = time.monotonic() - self._running.started
-            left = self._running.predicted - elapsed
+        if len(self._running) == self._lanes:
+            elapsed = time.monotonic() - self._running[0].started
+            left = self._running[0].predicted - elapsed
             # A batch overdue by x is expected to take another x: a stuck backend soon looks as bad as it is.
             wait = left if left > 0 else -left
         full, rest = divmod(images, self._max_batch)
-        wait += full * self.times.predict(self._max_batch)
+        wait += full / self._lanes * self.times.predict(self._max_batch)
         return wait + (self.times.predict(rest) if rest else 0.0)
 
     def problem(self) -> str | None:
         """Why the batcher should not get new work, or None."""
-        if self._running is not None:
-            overdue = time.monotonic() - self._running.started - self._running.predicted
+        if self._running:
+            overdue = time.monotonic() - self._running[0].started - self._running[0].predicted
             if overdue > STUCK_SECONDS:
                 return f"{self.name}: a batch has been running {overdue:.0f} s longer than expected"
         return None
 
     async def close(self) -> None:
-        """Take no new work, finish what was admitted, end the thread."""
+        """Take no new work, finish what was admitted."""
         self._closed = True
         await self._idle.wait()
-        self._work.put(None)
-        await asyncio.to_thread(self._thread.join)
+
+    @abstractmethod
+    def _launch(self, batch: _Batch) -> None:
+        """Run a batch, then call `_finished`."""
+
+    @abstractmethod
+    def _abandon(self, batch: _Batch) -> None:
+        """Nobody waits for this running batch any more."""
 
     # What tickets call.
 
@@ -257,7 +269,7 @@ class Batcher:
             return future
         self._waiting.append(_Entry(sample, outputs, deadline, promised, future, now))
         self._observer.queued(len(self._waiting))
-        if self._running is None and not self._dispatching:
+        if len(self._running) < self._lanes and not self._dispatching:
             # At the end of this turn of the loop, so that what arrives together runs together.
             self._dispatching = True
             self._loop.call_soon(self._dispatch)
@@ -284,17 +296,14 @@ class Batcher:
         if not entries:
             self._note_idle()
             return
-        batch = self._running = _Batch(entries, now, self.times.predict(len(entries)))
-        if batch.predicted > INLINE_SECONDS:
-            self._work.put(batch)
-        else:
-            rows = self._execute(batch, now)
-            self._finished(batch, rows, time.monotonic() - now)
+        batch = _Batch(entries, now, self.times.predict(len(entries)))
+        self._running.append(batch)
+        self._launch(batch)
 
     def _sweep(self) -> None:
         self._sweeper = None
         now = time.monotonic()
-        for entry in (*self._waiting, *(self._running.entries if self._running else ())):
+        for entry in (*self._waiting, *(entry for batch in self._running for entry in batch.entries)):
             if now >= entry.deadline and not entry.future.done():
                 self._note_late(now - entry.promised)
                 entry.future.set_exception(DeadlineExceeded("the deadline passed before the answer was ready"))
@@ -302,11 +311,14 @@ class Batcher:
             # The dead hold no places: neither those just swept nor those whose clients have gone.
             self._waiting = deque(entry for entry in self._waiting if not entry.future.done())
             self._observer.queued(len(self._waiting))
-        if self._waiting or self._running is not None:
+        for batch in self._running:
+            if all(entry.future.done() for entry in batch.entries):
+                self._abandon(batch)
+        if self._waiting or self._running:
             self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def _finished(self, batch: _Batch, rows: list[Row | FoveaError], seconds: float) -> None:
-        self._running = None
+        self._running.remove(batch)
         if not batch.failed:  # what its retries took says nothing about the next batch
             self.times.observe(len(batch.entries), seconds)
         self._observer.batch(len(batch.entries), seconds)
@@ -320,8 +332,9 @@ class Batcher:
             else:
                 entry.future.set_result(row)
         if self._waiting:
-            self._dispatching = True
-            self._loop.call_soon(self._dispatch)
+            if not self._dispatching:
+                self._dispatching = True
+                self._loop.call_soon(self._dispatch)
         else:
             self._note_idle()
 
@@ -330,8 +343,45 @@ class Batcher:
         self._late += LATE_WEIGHT * (max(0.0, seconds) - self._late)
 
     def _note_idle(self) -> None:
-        if self._running is None and not self._waiting and self._tickets == 0:
+        if not self._running and not self._waiting and self._tickets == 0:
             self._idle.set()
+
+
+class Batcher(_Batching):
+    """In front of a blocking function.
+
+    Args:
+        name: For the thread and for messages.
+        run: `[N, H, W, C]` and output names to outputs `[N, ...]`. Never called twice at once.
+        max_batch: Images in a batch at most.
+        max_queue: Images admitted but not yet running, at most.
+        observer: Told of every batch.
+    """
+
+    def __init__(self, name: str, run: Run, *, max_batch: int, max_queue: int, observer: Observer) -> None:
+        super().__init__(name, max_batch=max_batch, max_queue=max_queue, observer=observer)
+        self._run = run
+        self._work: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name=f"infer-{name}", daemon=True)
+
+    def start(self) -> None:
+        super().start()
+        self._thread.start()
+
+    async def close(self) -> None:
+        await super().close()
+        self._work.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _launch(self, batch: _Batch) -> None:
+        if batch.predicted > INLINE_SECONDS:
+            self._work.put(batch)
+        else:
+            rows = self._execute(batch, batch.started)
+            self._finished(batch, rows, time.monotonic() - batch.started)
+
+    def _abandon(self, batch: _Batch) -> None:
+        """It runs to its end: a thread cannot be stopped."""
 
     # On the inference thread, or inline.
 
@@ -354,21 +404,91 @@ class Batcher:
             return [self._execute(_Batch([entry], batch.started, 0.0), time.monotonic())[0] for entry in entries]
 
     def _rows(self, entries: list[_Entry], started: float) -> list[Row | FoveaError]:
-        outputs = self._infer(entries)
-        seconds = time.monotonic() - started
-        size = len(entries)
-        if any(len(values) != size for values in outputs.values()):
-            raise ValueError(f"a batch of {size} gave outputs of {[len(values) for values in outputs.values()]} rows")
-        return [
-            Row({name: values[index] for name, values in outputs.items()}, started - entry.enqueued, seconds, size)
-            for index, entry in enumerate(entries)
-        ]
+        outputs = self._run(*_joined(entries))
+        return _split(outputs, entries, started, time.monotonic() - started)
 
-    def _infer(self, entries: list[_Entry]) -> Outputs:
-        if len(entries) == 1:
-            return self._run(entries[0].sample[None], entries[0].outputs)
-        wanted = frozenset().union(*(entry.outputs for entry in entries))
-        return self._run(np.stack([entry.sample for entry in entries]), wanted)
+
+class RemoteBatcher(_Batching):
+    """In front of a server that is asked over the network.
+
+    Args:
+        name: For messages.
+        run: `[N, H, W, C]`, output names and a deadline to outputs `[N, ...]`.
+        max_batch: Images in a batch at most.
+        max_queue: Images admitted but not yet sent, at most.
+        observer: Told of every batch.
+        lanes: Batches that may be at the server at once.
+    """
+
+    def __init__(
+        self, name: str, run: RunRemote, *, max_batch: int, max_queue: int, observer: Observer, lanes: int
+    ) -> None:
+        super().__init__(name, max_batch=max_batch, max_queue=max_queue, observer=observer, lanes=lanes)
+        self._run = run
+        self._tasks: dict[_Batch, asyncio.Task[None]] = {}
+
+    def fail(self, error: FoveaError) -> None:
+        """Answer all that waits or runs with an error: the server is gone."""
+        for entry in (*self._waiting, *(entry for batch in self._running for entry in batch.entries)):
+            if not entry.future.done():
+                entry.future.set_exception(error)
+        self._waiting.clear()
+        self._observer.queued(0)
+        for task in self._tasks.values():
+            task.cancel()
+        self._note_idle()
+
+    def _launch(self, batch: _Batch) -> None:
+        self._tasks[batch] = self._loop.create_task(self._ask(batch))
+
+    def _abandon(self, batch: _Batch) -> None:
+        self._tasks[batch].cancel()
+
+    async def _ask(self, batch: _Batch) -> None:
+        rows: list[Row | FoveaError] = [BackendUnavailable("nobody waits any more", retry_after=1.0)] * len(
+            batch.entries
+        )
+        try:
+            rows = await self._execute(batch, batch.started)
+        except asyncio.CancelledError:
+            batch.failed = True  # by `_abandon` or `fail`: nobody waits
+        finally:
+            del self._tasks[batch]
+            self._finished(batch, rows, time.monotonic() - batch.started)
+
+    async def _execute(self, batch: _Batch, started: float) -> list[Row | FoveaError]:
+        entries = batch.entries
+        try:
+            outputs = await self._run(*_joined(entries), batch.deadline)
+            return _split(outputs, entries, started, time.monotonic() - started)
+        except (BackendUnavailable, DeadlineExceeded) as error:  # whatever the images are
+            batch.failed = True
+            return [error] * len(entries)
+        except Exception as error:  # noqa: BLE001 - whatever the backend raises, these images get an answer
+            batch.failed = True
+            if len(entries) == 1:
+                return [_failure(error)]
+            # One image may have failed the batch: run each alone, so that only the culprit pays.
+            alone = [_Batch([entry], batch.started, 0.0) for entry in entries]
+            return [(await self._execute(each, time.monotonic()))[0] for each in alone]
+
+
+def _joined(entries: list[_Entry]) -> tuple[NDArray[np.uint8], frozenset[str]]:
+    """The batch `[N, H, W, C]` of some samples, and the outputs that any of them wants."""
+    if len(entries) == 1:
+        return entries[0].sample[None], entries[0].outputs
+    wanted = frozenset().union(*(entry.outputs for entry in entries))
+    return np.stack([entry.sample for entry in entries]), wanted
+
+
+def _split(outputs: Outputs, entries: list[_Entry], started: float, seconds: float) -> list[Row | FoveaError]:
+    size = len(entries)
+    if any(len(values) != size for values in outputs.values()):
+        raise ValueError(f"a batch of {size} gave outputs of {[len(values) for values in outputs.values()]} rows")
+    return [
+        Row({name: values[index] for name, values in outputs.items()}, started - entry.enqueued, seconds, size)
+        for index, entry in enumerate(entries)
+    ]
 
 
 def _failure(error: Exception) -> FoveaError:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -29,8 +30,12 @@ class Settings(BaseSettings):
     """Address to listen on."""
     port: int = Field(default=8080, ge=0, le=65535)
     """Port of HTTP; 0 takes a free one and says which."""
+    backend: Literal["embedded", "triton"] = "embedded"
+    """Where models run: ONNX Runtime in this process, or a Triton Inference Server."""
     model_repository: Path = Path("model_repository")
-    """Directory of the models."""
+    """Directory of the models, for the embedded backend."""
+    triton_url: str = "127.0.0.1:8001"
+    """Triton's gRPC address, host:port, for that backend; its models are its own."""
     default_model: str | None = None
     """Model of requests that name none; not needed while there is only one."""
 
@@ -67,9 +72,16 @@ class Settings(BaseSettings):
 
     @field_validator("model_repository")
     @classmethod
-    def _exists(cls, value: Path) -> Path:
-        if not value.is_dir():
+    def _exists(cls, value: Path, info: ValidationInfo) -> Path:
+        if info.data.get("backend") == "embedded" and not value.is_dir():
             raise ValueError(f"{value} is not a directory; name the model repository's")
+        return value
+
+    @field_validator("triton_url")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        if not re.fullmatch(r"[^/\s]+:\d{1,5}", value):
+            raise ValueError(f"{value!r} is not host:port; Triton's gRPC port is 8001 unless told otherwise")
         return value
 
     @model_validator(mode="after")

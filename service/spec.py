@@ -308,9 +308,15 @@ def read_config(path: Path, *, lenient: bool = False) -> RepositoryModel:
         raise InvalidSpec(f"{place}: not a Triton model config: {error}") from error
     if config.name != path.parent.name:
         raise InvalidSpec(f"{place}: the config's name is {config.name!r}, its directory's {path.parent.name!r}")
+    parsed = parse_config(config)
+    if parsed.refused and not lenient:
+        raise InvalidSpec(next(iter(parsed.refused.values())))
+    return parsed
+
+
+def parse_config(config: ModelConfig) -> RepositoryModel:
+    """What the gateway needs of a model config, from a file or from Triton; unsound specs are in `refused`."""
     specs, refused = _specs(config)
-    if refused and not lenient:
-        raise InvalidSpec(next(iter(refused.values())))
     latest = config.version_policy.latest.num_versions if config.version_policy.HasField("latest") else 1
     return RepositoryModel(
         name=config.name,

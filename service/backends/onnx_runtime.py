@@ -14,8 +14,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from service.backends.base import Outputs
+from service.backends.catalogue import LoadFailed
 from service.batcher import Batcher, Observer, Ticket
-from service.errors import BackendUnavailable
 from service.golden import Drifted, golden_batch, golden_difference
 from service.preprocess import Limits, Preprocessor
 from service.spec import OUTPUTS, ModelSpec
@@ -29,18 +29,6 @@ START_SECONDS = 0.2  # for measuring batch times, about
 
 onnxruntime.disable_telemetry_events()
 onnxruntime.set_default_logger_severity(4)  # what it raises we log ourselves, in our own form
-
-
-class LoadFailed(Exception):
-    """A version cannot be served.
-
-    Attributes:
-        reason: One word for the metric: "files", "graph" or "drift".
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +198,3 @@ def _check_contract(session: onnxruntime.InferenceSession, spec: ModelSpec) -> N
     missing = set(OUTPUTS) - {node.name for node in session.get_outputs()}
     if missing:
         raise LoadFailed("graph", f"model.onnx: it lacks the outputs {', '.join(sorted(missing))}")
-
-
-def unavailable(name: str, problem: str | None) -> BackendUnavailable:
-    """The answer for a model that exists and cannot serve."""
-    return BackendUnavailable(f"{name} is not ready: {problem or 'still loading'}", retry_after=1.0)

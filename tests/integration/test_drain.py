@@ -114,7 +114,7 @@ async def test_an_idle_connection_holds_nothing_up(repository: Path, launch: Lau
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_models_are_being_loaded(tmp_path: Path, launch: Launch, number: signal.Signals) -> None:
-    publish_tiny(tmp_path / "models", "slow", work=SLOW_ROUNDS)
+    publish_tiny(tmp_path / "models", "slow", work=5 * SLOW_ROUNDS)
     server = launch(tmp_path / "models", ready=False)
     assert server.client.get("/readyz").json()["reasons"] == ["the models are being loaded"]
     server.process.send_signal(number)
