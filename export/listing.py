@@ -16,7 +16,7 @@ from pathlib import Path
 
 from export.architectures import ARCHITECTURES
 from export.architectures.base import Architecture
-from export.data import LOADERS
+from export.data import ABOUT, LOADERS
 from export.describe import describe_architecture
 
 TOTALS = Path(__file__).parent / "architectures" / "totals.json"
@@ -72,17 +72,13 @@ def entries() -> list[Entry]:
     return found
 
 
-def datasets() -> list[str]:
-    """Names of all data sets."""
-    return sorted(LOADERS)
-
-
 def as_json() -> dict[str, object]:
     """What `list --json` prints; keys may come, none goes."""
     return {
         "architectures": [asdict(entry) for entry in entries()],
         "prefixes": {"timm:": "any of timm's convolutional networks, as timm:NAME or timm:NAME.TAG"},
-        "datasets": datasets(),
+        "datasets": sorted(LOADERS),
+        "data": [asdict(each) for each in ABOUT],
     }
 
 

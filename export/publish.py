@@ -264,7 +264,9 @@ def verified_file(
 
 
 def _save_weights(candidate: Candidate, path: Path) -> str:
-    """Write the state dict as safetensors; its hash.
+    """Write the state dict as safetensors, filters and matrices in half precision; its hash.
+
+    Half the size, and who fine-tunes it moves every parameter by more than is lost.
 
     Raises:
         ExportError: There is none.
@@ -272,7 +274,7 @@ def _save_weights(candidate: Candidate, path: Path) -> str:
     if candidate.checkpoint is None:
         raise ExportError("--with-weights takes the checkpoint of one run: an ensemble and --arch have none")
     state = torch.load(candidate.checkpoint, weights_only=True)
-    save_file({key: value.contiguous() for key, value in state.items()}, path)
+    save_file({key: (value.half() if value.ndim > 1 else value).contiguous() for key, value in state.items()}, path)
     return sha256(path)
 
 

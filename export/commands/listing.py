@@ -11,7 +11,10 @@ from rich.table import Table
 from export.commands.console import output
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from export.commands import Parsers
+    from export.data import About
 
 
 def add_parser(subparsers: Parsers) -> None:
@@ -24,6 +27,7 @@ def add_parser(subparsers: Parsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print everything that can be asked for by name."""
     from export import listing
+    from export.data import ABOUT
 
     console = output()
     if arguments.json:
@@ -45,6 +49,18 @@ def run(arguments: argparse.Namespace) -> int:
             entry.paper,
         )
     console.print(table)
-    console.print("\ntimm:NAME, timm:NAME.TAG   any of timm's convolutional networks", highlight=False)
-    console.print(f"data sets: {', '.join(listing.datasets())}", highlight=False)
+    console.print("\ntimm:NAME, timm:NAME.TAG   any of timm's convolutional networks\n", highlight=False)
+    console.print(datasets(ABOUT))
     return 0
+
+
+def datasets(found: Sequence[About]) -> Table:
+    """A line for each data set."""
+    table = Table("data set", box=None, header_style="bold", pad_edge=False)
+    table.add_column("classes", justify="right")
+    table.add_column("images", justify="right")
+    table.add_column("what")
+    for each in found:
+        counts = ("" if count is None else f"{count:,}" for count in (each.classes, each.images))
+        table.add_row(each.name, *counts, each.what)
+    return table

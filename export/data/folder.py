@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from export.data.base import Dataset, OnAccess, Skipped, clashes, completed, stratified
+from export.data.base import Dataset, OnAccess, Skipped, Split, clashes, completed, stratified
 from export.errors import DataError
 from service.errors import FoveaError
 from service.preprocess import Limits, Preprocessor
@@ -40,7 +40,7 @@ RANKS = ("train", "validation", "test")  # copies stay in the last of them
 LITTER = ("__macosx", "thumbs.db", "desktop.ini")
 FEWEST = 3  # different images of a class, one for each part
 # Small, so that large JPEGs are checked at a fraction of their size; they are read to the end all the same.
-PROBE = ImageSpec(height=32, width=32, resize="stretch")
+CHECK = Preprocessor(ImageSpec(height=32, width=32, resize="stretch"))
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -74,6 +74,8 @@ def load(argument: str, console: Console | None = None) -> Dataset:
     Raises:
         DataError: There is no such folder, it is not laid out as above, or a class has too few images.
     """
+    if not argument.strip():
+        raise DataError("name the folder, as in folder:PATH")
     root = Path(argument).expanduser()
     places, strays = _parts(root)
     names = _class_names(root, places)
@@ -87,9 +89,12 @@ def load(argument: str, console: Console | None = None) -> Dataset:
     readable = _readable(files, skipped, console)
     for label, name in enumerate(names):
         if not any(file.label == label for file in readable):
-            raise DataError(f"{root}: no image of class {name} can be read: put JPEG, PNG, WebP, BMP, GIF or TIFF there")
+            raise DataError(
+                f"{root}: no image of class {name} can be read: put JPEG, PNG, WebP, BMP, GIF or TIFF there"
+            )
     kept = _without_copies(readable, names, skipped)
-    _check_enough(root, kept, names)
+    parts = {part for _, part in places}
+    _check_enough(root, kept, names, parts)
     paths = tuple(file.path for file in kept)
     labels = np.array([file.label for file in kept], np.int64)
     return Dataset(
@@ -97,7 +102,7 @@ def load(argument: str, console: Console | None = None) -> Dataset:
         images=OnAccess(len(paths), partial(_read, paths)),
         labels=labels,
         label_names=names,
-        split=_split(kept, labels),
+        split=_split(kept, labels, parts),
         skipped=tuple(sorted(skipped, key=lambda each: each.path)),
     )
 
@@ -120,7 +125,9 @@ def _children(folder: Path) -> tuple[list[Path], list[Path]]:
     try:
         children = sorted(path for path in folder.iterdir() if not _litter(path.name))
     except FileNotFoundError:
-        raise DataError(f"there is no folder {folder}: folder:PATH names one with a sub-folder for each class") from None
+        raise DataError(
+            f"there is no folder {folder}: folder:PATH names one with a sub-folder for each class"
+        ) from None
     except NotADirectoryError:
         raise DataError(f"{folder} is a file: unpack it, and name the folder") from None
     except OSError as error:
@@ -195,7 +202,7 @@ def _checked(path: Path) -> bytes | str:
         if size > limit:
             return f"{size} bytes are more than {limit}; scale the image down"
         data = path.read_bytes()
-        Preprocessor(PROBE)(data)
+        CHECK(data)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except FoveaError as error:
@@ -227,9 +234,10 @@ def _rank(file: File) -> int:
     return RANKS.index(file.part)
 
 
-def _check_enough(root: Path, files: Sequence[File], names: Sequence[str]) -> None:
-    parts = {file.part for file in files}
-    contents: dict[tuple[str, int], set[bytes]] = {(part, label): set() for part in parts for label in range(len(names))}
+def _check_enough(root: Path, files: Sequence[File], names: Sequence[str], parts: set[str]) -> None:
+    contents: dict[tuple[str, int], set[bytes]] = {
+        (part, label): set() for part in parts for label in range(len(names))
+    }
     for file in files:
         contents[file.part, file.label].add(file.digest)
     # Whatever is not given comes out of the first part.
@@ -243,9 +251,8 @@ def _check_enough(root: Path, files: Sequence[File], names: Sequence[str]) -> No
             )
 
 
-def _split(files: Sequence[File], labels: NDArray[np.int64]):
+def _split(files: Sequence[File], labels: NDArray[np.int64], parts: set[str]) -> Split:
     contents = [file.digest for file in files]
-    parts = {file.part for file in files}
     if parts == {""}:
         return stratified(contents, labels)
     given = {

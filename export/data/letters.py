@@ -43,7 +43,7 @@ DRAWN_SIZE = 48  # of the font, in pixels; scaled down from there
 BOLDER = 2.0  # pixels of that size by which strokes may grow on either side
 SLANT = 0.3  # of the height
 WIDTHS = (0.75, 1.5)  # factors
-SHARES = (0.6, 1.0)  # of the image that a letter's longer side takes
+SHARES = (0.85, 1.0)  # of the image that a letter's longer side takes
 
 
 def load() -> Dataset:
