@@ -120,6 +120,9 @@ def install() -> Installation:
         try:
             _build(Installation(part))
             part.rename(installation.folder)
+            for outdated in HOME.glob(f"python{VERSION}-*"):
+                if outdated != installation.folder:
+                    shutil.rmtree(outdated)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return installation
