@@ -6,10 +6,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 REPOSITORY ?= model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench format digits lock clean
+.PHONY: help serve test check bench format digits letters triton triton-setup lock clean
 
 help: ## show this
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 serve: $(VENV)/.serve ## serve the bundled models at http://127.0.0.1:8080 (PORT=…, ARGS=… pass through)
 	@exec $(BIN)/python -m service serve $(if $(PORT),--port $(PORT)) $(ARGS)
@@ -33,6 +33,12 @@ format: $(VENV)/.dev ## format the code and mend what the linter can
 digits: $(VENV)/.dev ## train LeNet-5 on digits and publish it as lenet5-digits (REPOSITORY=… elsewhere)
 	$(BIN)/python -m export train --arch lenet5 --data digits --out runs/lenet5-digits
 	$(BIN)/python -m export publish runs/lenet5-digits --name lenet5-digits --repository $(REPOSITORY)
+
+triton: triton-setup ## serve the models with a real Triton (REPOSITORY=…, ARGS=… pass through)
+	@exec $(BIN)/python deploy/triton/serve.py --repository $(REPOSITORY) $(ARGS)
+
+triton-setup: | $(BIN)/python ## install a Triton Inference Server into build/ (once, 293 MB)
+	@$(BIN)/python deploy/triton/install.py
 
 lock: $(VENV)/.dev ## write the installed versions to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^fovea' | sed 's/+cpu$$//' >constraints.txt

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from export import data, run, strategies
+from export import run, strategies
 from export.errors import ExportError, StrategyError
 from export.fit import world
-from export.train import Task, train
+from export.train import Task, load, train
 
 # Training images of the smallest class from which a strategy is worth trying: fewer cannot settle what it trains.
 NEEDED: Mapping[str, int] = {strategies.LINEAR: 1, strategies.LAST_STAGES: 5, strategies.FULL: 20}
@@ -62,7 +62,7 @@ def finetune(
         return train(task, folder, device=device, threads=threads, console=console)
     if world()[1] > 1:
         raise ExportError("auto tries strategies one after the other in one process: name one with --strategy")
-    dataset = data.load(task.data, task.shots, task.options.seed)
+    dataset = load(task, console)
     smallest = int(np.bincount(dataset.labels[dataset.split.train], minlength=len(dataset.label_names)).min())
     found: dict[str, run.Metrics] = {}
     problems: list[str] = []
@@ -71,7 +71,12 @@ def finetune(
             console.print(f"trying {strategy}")
         try:
             metrics = train(
-                replace(task, strategy=strategy), folder / strategy, device=device, threads=threads, console=console
+                replace(task, strategy=strategy),
+                folder / strategy,
+                device=device,
+                threads=threads,
+                console=console,
+                dataset=dataset,
             )
         except StrategyError as error:
             problems.append(f"{strategy} left out: {error}")

@@ -72,13 +72,14 @@ def from_run(folder: Path) -> Candidate:
     """
     record, _ = run.load(folder)
     checkpoint = folder / run.CHECKPOINT
+    dataset = data.load(record.data)
     return Candidate(
         architecture=architectures.get(record.architecture),
         network=_network(record, checkpoint),
         image=record.image,
         labels=record.labels,
-        weights=Weights(source=_origin(record), sha256=sha256(checkpoint), license="Apache-2.0"),
-        dataset=data.load(record.data),
+        weights=Weights(source=_origin(record, dataset), sha256=sha256(checkpoint), license="Apache-2.0"),
+        dataset=dataset,
         checkpoint=checkpoint,
     )
 
@@ -100,6 +101,7 @@ def from_ensemble(folders: Sequence[Path]) -> Candidate:
     if len(files) < 2:
         raise ExportError("an ensemble needs two members: name several runs, or one that was trained with --snapshots")
     counts = Counter(record.architecture for record, _ in files)
+    dataset = data.load(first.data)
     papers = [architectures.get(name).paper for name in counts]
     return Candidate(
         architecture=replace(
@@ -111,11 +113,11 @@ def from_ensemble(folders: Sequence[Path]) -> Candidate:
         image=first.image,
         labels=first.labels,
         weights=Weights(
-            source="; ".join(dict.fromkeys(map(_origin, records))),
+            source="; ".join(dict.fromkeys(_origin(record, dataset) for record in records)),
             sha256=hashlib.sha256("".join(sha256(path) for _, path in files).encode()).hexdigest(),
             license="Apache-2.0",
         ),
-        dataset=data.load(first.data),
+        dataset=dataset,
     )
 
 
@@ -129,10 +131,11 @@ def _network(record: run.Run, checkpoint: Path) -> Network:
     return architecture.cut(module.eval())
 
 
-def _origin(record: run.Run) -> str:
+def _origin(record: run.Run, dataset: Dataset) -> str:
     if record.weights is None:
-        return f"trained on {record.data} (seed {record.options.seed})"
-    return f"{record.weights}, fine-tuned on {record.data} (seed {record.options.seed})"
+        return f"trained on {dataset.name} (seed {record.options.seed})"
+    pretrained = Path(record.weights).name  # where it lay is nobody's business
+    return f"{pretrained}, fine-tuned on {dataset.name} (seed {record.options.seed})"
 
 
 def from_weights(name: str, source: str | None, labels: Path | None = None, data_name: str | None = None) -> Candidate:
@@ -294,7 +297,7 @@ def golden(network: Network, image: ImageSpec, dataset: Dataset | None) -> tuple
         test = dataset.split.test
         _, first = np.unique(dataset.labels[test], return_index=True)
         files = {
-            f"{dataset.name}-{index}-{dataset.label_names[dataset.labels[index]]}.png": dataset.images[index]
+            f"{dataset.name}-{index}-{dataset.label_names[dataset.labels[index]]}": samples.small(dataset.images[index])
             for index in test[np.sort(first[:GOLDEN_IMAGES])]
         }
     preprocess = Preprocessor(image)

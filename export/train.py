@@ -27,6 +27,8 @@ from export.fit import fit, world
 from service.calibration import probabilities
 from service.spec import ImageSpec
 
+NAMED = 10  # images that are left out
+
 
 @dataclass(frozen=True)
 class Task:
@@ -90,6 +92,7 @@ def train(
     device: str = "auto",
     threads: int = 1,
     console: Console | None = None,
+    dataset: Dataset | None = None,
 ) -> run.Metrics | None:
     """Train, keep the parameters that read most of the validation images, test them once, write the run's folder.
 
@@ -101,6 +104,7 @@ def train(
         device: "auto", "cpu" or "gpu".
         threads: Of PyTorch.
         console: Where progress goes; nowhere if None.
+        dataset: The task's, if it is loaded already.
 
     Returns:
         The figures; None in all processes of a distributed training but the first.
@@ -112,7 +116,7 @@ def train(
     torch.set_num_threads(threads)
     torch.manual_seed(task.options.seed)
     architecture = architectures.get(task.architecture)
-    subject = _subject(architecture, task)
+    subject = _subject(architecture, task, dataset or load(task, console))
     if task.options.augment is None:
         recipe = augment.DRAWINGS if subject.dataset.drawn else augment.PHOTOGRAPHS
         task = replace(task, options=task.options.model_copy(update={"augment": recipe}))
@@ -160,8 +164,19 @@ def train(
     return metrics
 
 
-def _subject(architecture: Architecture, task: Task) -> Subject:
-    dataset = data.load(task.data, task.shots, task.options.seed)
+def load(task: Task, console: Console | None) -> Dataset:
+    """A task's images; those that had to be left out are named."""
+    dataset = data.load(task.data, task.shots, task.options.seed, console)
+    if dataset.skipped and console is not None:
+        console.print(f"{len(dataset.skipped)} images of {dataset.name} are left out:")
+        for each in dataset.skipped[:NAMED]:
+            console.print(f"  {each.path}: {each.reason}", markup=False, soft_wrap=True)
+        if len(dataset.skipped) > NAMED:
+            console.print(f"  … and {len(dataset.skipped) - NAMED} more")
+    return dataset
+
+
+def _subject(architecture: Architecture, task: Task, dataset: Dataset) -> Subject:
     loaded = weights.load(architecture, task.weights, len(dataset.label_names), seed=task.options.seed)
     if task.options.dropout is not None:
         _set_dropout(loaded.module, task.options.dropout, architecture.name)
@@ -201,7 +216,7 @@ def _results(record: run.Run, metrics: run.Metrics, found: Evaluation, subject: 
         accuracy[f"worst rendering of the test images ({worst})"] = metrics.renderings[worst]
     facts = {
         "architecture": record.architecture,
-        "data": record.data,
+        "data": dataset.name,
         "training images": f"{metrics.train_images:,}",
         "initial weights": record.weights or "random",
         "strategy": record.strategy,
@@ -211,7 +226,7 @@ def _results(record: run.Run, metrics: run.Metrics, found: Evaluation, subject: 
     if metrics.epochs:
         facts |= {name.replace("_", " "): str(value) for name, value in record.options if value not in (None, "")}
     return report.Results(
-        title=f"{record.architecture} on {record.data}",
+        title=f"{record.architecture} on {dataset.name}",
         facts={name: value for name, value in facts.items() if value},
         epochs=metrics.epochs,
         best_epoch=metrics.best_epoch,

@@ -139,7 +139,7 @@ def test_the_config_parses_back_with_the_spec(repository: Path, spec: ModelSpec,
     assert spec.parity is not None
     assert spec.parity.max_difference.keys() == set(OUTPUTS)
     assert max(spec.parity.max_difference.values()) < 1e-5
-    assert {golden.name[-5] for golden in spec.golden} == set("0123456789")
+    assert {golden.name[-1] for golden in spec.golden} == set("0123456789")
     assert sum(len(golden.data) for golden in spec.golden) < 3_000
 
 
