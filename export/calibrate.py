@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export import replay
-from export.data import AS_SUCH, Dataset
+from export.data import Dataset
 from service import calibration
 from service.spec import Accuracy, Calibration, ImageSpec
 
@@ -35,19 +35,20 @@ def calibrate(path: Path, dataset: Dataset, image: ImageSpec) -> tuple[Accuracy,
         dataset: The images.
         image: The graph's image contract.
     """
-    split = dataset.split
-    fitting = dataset.rendered(split.validation, image)
-    judging = dataset.rendered(split.test, image)
+    test = dataset.split.test
+    fitted, judged = dataset.sample(dataset.split.validation), dataset.sample(test)
+    fitting = dataset.rendered(fitted, image)
+    judging = dataset.rendered(judged, image)
     guises = f" in {len(fitting)} guises" if len(fitting) > 1 else ""
     logits = {name: logits_of(path, pixels) for name, pixels in judging.items()}
     return (
-        accuracy(logits[AS_SUCH], dataset.labels[split.test], f"{dataset.name}, test split"),
+        accuracy(logits_of(path, dataset.pixels(test, image)), dataset.labels[test], f"{dataset.name}, test split"),
         fit(
             (
                 logits_of(path, np.concatenate(list(fitting.values()))),
-                np.tile(dataset.labels[split.validation], len(fitting)),
+                np.tile(dataset.labels[fitted], len(fitting)),
             ),
-            (np.concatenate(list(logits.values())), np.tile(dataset.labels[split.test], len(judging))),
+            (np.concatenate(list(logits.values())), np.tile(dataset.labels[judged], len(judging))),
             f"{dataset.name}, validation split{guises}",
         ),
     )

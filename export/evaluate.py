@@ -24,7 +24,7 @@ class Evaluation:
     Attributes:
         logits: `[M, K]` of the test images as such.
         labels: int64 `[M]`, their classes.
-        renderings: Accuracy on the test images in every guise.
+        renderings: Accuracy on the test images in every guise; of many, on a sample of them.
         validation_accuracy: On the validation images as such.
         temperature: Fitted on the validation images.
     """
@@ -56,11 +56,14 @@ def evaluate(network: nn.Module, dataset: Dataset, image: ImageSpec) -> Evaluati
     validation, test = dataset.split.validation, dataset.split.test
     fitted = logits_of(network, dataset.pixels(validation, image), image)
     labels = dataset.labels[test]
-    found = {name: logits_of(network, each, image) for name, each in dataset.rendered(test, image).items()}
+    logits = logits_of(network, dataset.pixels(test, image), image)
+    sample = dataset.sample(test)
+    found = {name: logits_of(network, each, image) for name, each in dataset.rendered(sample, image).items()}
+    renderings = {name: float((each.argmax(axis=1) == dataset.labels[sample]).mean()) for name, each in found.items()}
     return Evaluation(
-        logits=found[AS_SUCH],
+        logits=logits,
         labels=labels,
-        renderings={name: float((each.argmax(axis=1) == labels).mean()) for name, each in found.items()},
+        renderings=renderings | {AS_SUCH: float((logits.argmax(axis=1) == labels).mean())},
         validation_accuracy=float((fitted.argmax(axis=1) == dataset.labels[validation]).mean()),
         temperature=calibration.fit_temperature(fitted, dataset.labels[validation]),
     )

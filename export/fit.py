@@ -80,7 +80,10 @@ def fit(
         raise ExportError(f"a batch of {options.batch_size} is too small for {processes} processes: pass --batch-size")
     split = dataset.split
     training = Images(dataset, split.train, image, TRAIN_SIDES, (False,), every=False)
-    held_out = Images(dataset, split.validation, image, (), (False, True), every=True)
+    recipe = augment.parse(options.augment or "")
+    # Who is never shown dark and light swapped is not judged by it.
+    polarities = (False, True) if "inversion" in recipe.strengths else (False,)
+    held_out = Images(dataset, split.validation, image, (), polarities, every=True)
     batches = Shares(len(training), options.batch_size, options.seed, rank, processes, shuffle=True)
     judged = Shares(len(held_out), max(256, options.batch_size), options.seed, rank, processes, shuffle=False)
     if options.snapshots and options.epochs % options.snapshots:
@@ -88,7 +91,6 @@ def fit(
             f"{options.epochs} epochs make no {options.snapshots} equal cycles: change --epochs or --snapshots"
         )
     steps = options.epochs * len(batches)
-    recipe = augment.parse(options.augment or "")
     learner = Learner(module, len(dataset.label_names), plan.groups, plan.frozen, image, recipe, options, steps)
     keeper = Keeper(folder, options, console)
     # The file is always the newest epoch's; what is best is the keeper's business.

@@ -59,7 +59,8 @@ class Learner(lightning.LightningModule):
         steps: int,
     ) -> None:
         super().__init__()
-        self.network = network
+        # Channels last: a wide residual network trains half as fast again on a CPU, and GPUs' matrix units want it.
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._classes = classes
         self._groups, self._frozen, self._image = groups, frozen, image
         self._recipe, self._options, self._steps = recipe, options, steps
@@ -87,7 +88,8 @@ class Learner(lightning.LightningModule):
         draws = batch.share.draws(AUGMENTATION, self.device)
         images = self._recipe(batch.images.float(), draws)
         images, targets = self._recipe.mix(images, F.one_hot(batch.labels, self._classes).float(), draws)
-        answers: Tensor | tuple[Tensor, ...] = self.network(normalised(images, self._image))
+        images = normalised(images, self._image).contiguous(memory_format=torch.channels_last)
+        answers: Tensor | tuple[Tensor, ...] = self.network(images)
         logits, *auxiliary = answers if isinstance(answers, tuple) else (answers,)
         loss = self._loss(logits, targets)
         for each in auxiliary:
@@ -97,7 +99,8 @@ class Learner(lightning.LightningModule):
         return loss * self.trainer.world_size / batch.share.total
 
     def validation_step(self, batch: Batch, _index: int) -> None:
-        logits = self.network(normalised(batch.images.float(), self._image))
+        images = normalised(batch.images.float(), self._image).contiguous(memory_format=torch.channels_last)
+        logits = self.network(images)
         self._count(
             "validation",
             F.cross_entropy(logits, batch.labels, reduction="sum"),

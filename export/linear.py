@@ -19,6 +19,7 @@ from torch import nn
 
 from export.architectures.base import Network
 from export.data import Dataset
+from export.data.base import SAMPLE
 from export.errors import StrategyError
 from export.evaluate import logits_of
 from service.spec import ImageSpec
@@ -52,7 +53,8 @@ def fit(network: Network, dataset: Dataset, image: ImageSpec) -> str:
     ]
     if len(rest) != 1 or not isinstance(rest[0], nn.Linear):
         raise StrategyError("its features do not go straight into one fully connected layer: use --strategy last")
-    images = dataset.rendered(dataset.split.train, image, SIDES)
+    few = len(dataset.split.train) <= SAMPLE
+    images = dataset.rendered(dataset.split.train, image, SIDES if few else ())
     features = logits_of(_Features(network), np.concatenate(list(images.values())), image)
     labels = np.tile(dataset.labels[dataset.split.train], len(images))
     mean = features.mean(axis=0)

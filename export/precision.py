@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from export.data import Dataset
 from export.errors import QuantizationError
 from export.half import to_half
 from export.quantize import Judge, Pixels, Quantization
+from export.triton_config import Deployment
 from service.calibration import probabilities
 from service.errors import FoveaError
 from service.preprocess import Preprocessor
@@ -40,16 +41,16 @@ class Form:
     Attributes:
         precision: Of weights and arithmetic.
         plan: Publish a TensorRT plan instead of ONNX.
-        accelerator: Have Triton's ONNX Runtime backend use TensorRT.
         calibration: Folder of images for int8, where there is no data set.
-        batch: Of a plan, or of the accelerator: the fewest images, those that it is tuned for, and the most.
+        batch: Of a plan: the fewest images, those that it is tuned for, and the most.
+        deployment: What is wanted of Triton, where that is not the default.
     """
 
     precision: Precision = "fp32"
     plan: bool = False
-    accelerator: bool = False
     calibration: Path | None = None
     batch: tuple[int, int, int] = to_tensorrt.BATCH
+    deployment: Deployment = field(default_factory=Deployment)
 
 
 def lower(path: Path, form: Form, dataset: Dataset | None, image: ImageSpec, console: Console | None = None) -> None:
@@ -70,7 +71,7 @@ def lower(path: Path, form: Form, dataset: Dataset | None, image: ImageSpec, con
         to_half(path, path)
     elif form.precision == "int8":
         calibration, judge = _images(dataset, form.calibration, image)
-        formats = quantize.TENSORRT if form.plan or form.accelerator else quantize.CPU
+        formats = quantize.TENSORRT if form.plan or form.deployment.accelerator else quantize.CPU
         quantized = path.with_suffix(".int8")
         figures = quantize.quantize(path, quantized, calibration, judge, formats, console)
         if console is not None:
@@ -151,10 +152,11 @@ def _images(dataset: Dataset | None, folder: Path | None, image: ImageSpec) -> t
         split = dataset.split
         number = CALIBRATION_DRAWINGS if dataset.drawn else CALIBRATION_IMAGES
         spread = split.train[:: max(1, len(split.train) // number)][:number]
-        judging = dataset.rendered(split.validation, image)
+        judges = dataset.sample(split.validation)
+        judging = dataset.rendered(judges, image)
         return (
             np.concatenate(list(dataset.rendered(spread, image).values())),
-            Judge(np.concatenate(list(judging.values())), np.tile(dataset.labels[split.validation], len(judging))),
+            Judge(np.concatenate(list(judging.values())), np.tile(dataset.labels[judges], len(judging))),
         )
     if folder is None:
         raise QuantizationError(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from safetensors.torch import save_file
 
-from export import architectures, calibrate, data, parity, repository, run, samples, to_tensorrt, weights
+from export import architectures, calibrate, data, parity, repository, run, samples, to_tensorrt, triton_config, weights
 from export.architectures.base import Architecture, Network
 from export.data import Dataset
 from export.describe import describe
@@ -180,7 +180,8 @@ def publish(
         candidate: What.
         name: Of the model.
         into: The model repository.
-        form: In which precision, and as what kind of file.
+        form: In which precision, as what kind of file, and what is wanted of Triton; what that leaves open stays as it
+            was for the model's earlier versions.
         console: Where progress and figures of int8 go; nowhere if None.
         with_weights: Put the state dict beside the model, so that whoever has the repository can fine-tune it.
 
@@ -192,10 +193,12 @@ def publish(
         ParityError: The exported graph differs from PyTorch.
         QuantizationError: int8 costs too much accuracy, or lacks images.
         TensorRTError: No plan can be built here.
-        RepositoryError: The repository cannot take it.
+        RepositoryError: The repository cannot take it, or what is wanted of Triton contradicts itself.
     """
     if form.plan:
         to_tensorrt.machine()  # says what is missing before anything takes its time
+    form = replace(form, deployment=repository.deployment(into, name, form.deployment))
+    triton_config.check(form.deployment, form.batch if form.plan else None)
     torch.set_num_threads(THREADS)
     network, image, dataset = candidate.network.eval(), candidate.image, candidate.dataset
     with tempfile.TemporaryDirectory(prefix="fovea-") as folder:
@@ -233,7 +236,7 @@ def publish(
             tensorrt=tensorrt,
             files=files,
         )
-        return repository.publish(into, spec, Path(folder), form.batch if form.accelerator else None)
+        return repository.publish(into, spec, Path(folder), form.deployment)
 
 
 def verified_file(
@@ -255,7 +258,7 @@ def verified_file(
     to_onnx(network, image, path)
     pixels = real_images(dataset, image)
     agreement = parity.check(network, image, path, pixels)
-    if form == FP32:
+    if form.precision == "fp32" and not form.plan:
         return path, agreement, None
     lower(path, form, dataset, image, console)
     tensorrt = None

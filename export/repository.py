@@ -26,79 +26,16 @@ from pathlib import Path, PurePosixPath
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
-from export import replay, to_tensorrt
+from export import replay
 from export.errors import DriftError, RepositoryError
-from service.spec import CONFIG_NAME, InvalidSpec, ModelSpec, read_config, spec_parameters, specs_from_config
+from export.triton_config import Deployment, build_config, deployment_of
+from service.spec import CONFIG_NAME, InvalidSpec, ModelSpec, read_config, specs_from_config
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 ENCODED_SUFFIX = ".encoded"  # the gateway's second face of every model
-KEEP_VERSIONS = 2  # the new one is verified while the old one still serves
 LOCK_NAME = ".publish.lock"
 STAGING = ".staging-"
 LOCK_WAIT = 600.0  # seconds
-
-# Multiply-accumulates per image below which a batch of that size still answers in tens of milliseconds on two cores.
-BATCH_SIZES = ((50_000_000, 64), (1_000_000_000, 16))
-LARGEST_NETS_BATCH = 8
-
-
-def max_batch_size(macs: int) -> int:
-    """The largest batch worth merging for a network of that many multiply-accumulates per image."""
-    return next((size for limit, size in BATCH_SIZES if macs < limit), LARGEST_NETS_BATCH)
-
-
-def build_config(specs: Mapping[str, ModelSpec], accelerator: tuple[int, int, int] | None = None) -> triton.ModelConfig:
-    """The config of a model from the specs of its versions.
-
-    Args:
-        specs: By version, at least one; all of one name, of the same shapes, and either plans or ONNX.
-        accelerator: Have Triton's ONNX Runtime backend build a TensorRT plan for itself, for batches of these sizes:
-            the fewest images, those that it is tuned for, and the most. None: it runs ONNX as it is.
-    """
-    spec = max(specs.values(), key=lambda each: int(each.version))
-    config = triton.ModelConfig(
-        name=spec.name,
-        backend="onnxruntime" if spec.tensorrt is None else "tensorrt",
-        default_model_filename=replay.model_file(spec),
-        max_batch_size=min(_largest_batch(each, accelerator) for each in specs.values()),
-    )
-    image = [spec.image.height, spec.image.width, spec.image.channels]
-    config.input.add(name="image", data_type=triton.TYPE_UINT8, dims=image)
-    for name, shape in spec.output_shapes.items():
-        config.output.add(name=name, data_type=triton.TYPE_FP32, dims=shape)
-    config.dynamic_batching.SetInParent()
-    config.instance_group.add(count=1, kind=_kind(spec, accelerator))
-    if accelerator is not None:
-        _accelerate(config, spec, accelerator)
-    config.version_policy.latest.num_versions = KEEP_VERSIONS
-    for key, text in spec_parameters(specs).items():
-        config.parameters[key].string_value = text
-    return config
-
-
-def _largest_batch(spec: ModelSpec, accelerator: tuple[int, int, int] | None) -> int:
-    if spec.tensorrt is not None:
-        return spec.tensorrt.batch[2]
-    return max_batch_size(spec.macs) if accelerator is None else accelerator[2]
-
-
-def _kind(spec: ModelSpec, accelerator: tuple[int, int, int] | None) -> triton.ModelInstanceGroup.Kind:
-    if accelerator is not None or spec.tensorrt is not None:
-        return triton.ModelInstanceGroup.KIND_GPU
-    if spec.precision == "fp16":
-        return triton.ModelInstanceGroup.KIND_AUTO  # a GPU where there is one
-    return triton.ModelInstanceGroup.KIND_CPU
-
-
-def _accelerate(config: triton.ModelConfig, spec: ModelSpec, batch: tuple[int, int, int]) -> None:
-    """Ask for TensorRT in the words of Triton's ONNX Runtime backend (its README, "TensorRT optimization")."""
-    accelerators = config.optimization.execution_accelerators
-    parameters = accelerators.gpu_execution_accelerator.add(name="tensorrt").parameters
-    parameters["precision_mode"] = spec.precision.upper()
-    parameters["max_workspace_size_bytes"] = str(to_tensorrt.WORKSPACE)
-    parameters["trt_timing_cache_enable"] = "1"
-    for name, shape in zip(("min", "opt", "max"), to_tensorrt.shapes(batch, spec.image), strict=True):
-        parameters[f"trt_profile_{name}_shapes"] = "image:" + "x".join(map(str, shape))
 
 
 def published(repository: Path, name: str) -> dict[str, ModelSpec]:
@@ -119,9 +56,20 @@ def published(repository: Path, name: str) -> dict[str, ModelSpec]:
     return {version: spec for version, spec in specs.items() if (folder / version).is_dir()}
 
 
-def publish(
-    repository: Path, spec: ModelSpec, source: Path, accelerator: tuple[int, int, int] | None = None
-) -> ModelSpec:
+def deployment(repository: Path, name: str, wanted: Deployment) -> Deployment:
+    """What is wanted of Triton, with what it leaves open as earlier publishers of that model wanted it.
+
+    Raises:
+        RepositoryError: As `published` does, or the model's config wants what cannot be.
+    """
+    if wanted.fresh or not (repository / name).exists():
+        return wanted
+    published(repository, name)
+    text = (repository / name / CONFIG_NAME).read_text(encoding="utf-8")
+    return wanted.over(deployment_of(text_format.Parse(text, triton.ModelConfig())))
+
+
+def publish(repository: Path, spec: ModelSpec, source: Path, wanted: Deployment | None = None) -> ModelSpec:
     """Publish files as the next version of a model.
 
     Args:
@@ -129,14 +77,15 @@ def publish(
         spec: Of the artefact. Its `version` is replaced by the next free one; its `files` say what to take from
             `source`, and the copies are held against those hashes.
         source: Directory of the files.
-        accelerator: As in `build_config`; for all versions of the model.
+        wanted: Of Triton, for all versions of the model. What it leaves open stays as earlier publishers wanted it,
+            unless it is `fresh`; what else somebody changed in the config by hand is overwritten.
 
     Returns:
         The spec as published.
 
     Raises:
-        RepositoryError: A bad name, shapes other than the model's earlier versions, a full disk, or files that the
-            system refuses to write. The repository serves what it served.
+        RepositoryError: A bad name, shapes other than the model's earlier versions, a deployment that contradicts
+            itself, a full disk, or files that the system refuses to write. The repository serves what it served.
         DriftError: The staged artefact does not give its golden outputs.
     """
     if not NAME.fullmatch(spec.name) or spec.name.endswith(ENCODED_SUFFIX):
@@ -153,7 +102,7 @@ def publish(
             earlier = published(repository, spec.name)
             spec = spec.model_copy(update={"version": _next_version(repository / spec.name)})
             _check_shapes(spec, earlier)
-            _stage(staging, spec, earlier, source, accelerator)
+            _stage(staging, spec, earlier, source, deployment(repository, spec.name, wanted or Deployment()))
             _install(staging / spec.name, repository / spec.name, spec.version)
     except InvalidSpec as error:
         raise RepositoryError(f"{spec.name} was not published: its spec breaks the contract: {error}") from error
@@ -226,7 +175,7 @@ def _stage(
     spec: ModelSpec,
     earlier: Mapping[str, ModelSpec],
     source: Path,
-    accelerator: tuple[int, int, int] | None,
+    deployed: Deployment,
 ) -> None:
     """Write `<name>/config.pbtxt` and `<name>/<version>/` under `staging`, and verify them where they lie."""
     folder = staging / spec.name / spec.version
@@ -235,7 +184,7 @@ def _stage(
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, folder / name)
     specs = {**earlier, spec.version: spec}
-    config = build_config(specs, accelerator)
+    config = build_config(specs, deployed)
     path = staging / spec.name / CONFIG_NAME
     path.write_text(text_format.MessageToString(config), encoding="utf-8")
     parsed = text_format.Parse(path.read_text(encoding="utf-8"), triton.ModelConfig())

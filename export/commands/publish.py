@@ -55,7 +55,7 @@ def add_parser(subparsers: Parsers) -> None:
     parser.add_argument(
         "--tensorrt-accelerator",
         action="store_true",
-        help="have Triton's ONNX Runtime backend use TensorRT, for all versions of the model (unrun)",
+        help="have Triton's ONNX Runtime backend use TensorRT, for all versions of the model (unrun); kept, see below",
     )
     parser.add_argument(
         "--batch-sizes",
@@ -63,11 +63,55 @@ def add_parser(subparsers: Parsers) -> None:
         metavar="MIN,OPT,MAX",
         help="images that TensorRT takes at once: the fewest, those it is tuned for, and the most (default: 1,16,64)",
     )
+    add_deployment(parser)
     parser.add_argument(
         "--with-weights", action="store_true", help="put the checkpoint beside the model, for others to fine-tune"
     )
     parser.add_argument("--json", action="store_true", help="print the spec as JSON")
     parser.set_defaults(run=run)
+
+
+def add_deployment(parser: argparse.ArgumentParser) -> None:
+    """Add what is said to Triton."""
+    group = parser.add_argument_group(
+        "Triton",
+        "What is given here, and --tensorrt-accelerator, holds for all versions of the model and is kept by "
+        "later publishes that do not give it anew. The gateway itself reads --max-batch-size.",
+    )
+    group.add_argument("--instances", type=positive, metavar="N", help="of the model, per device (default: 1)")
+    group.add_argument(
+        "--instance-kind",
+        choices=("auto", "cpu", "gpu"),
+        help="auto: on GPUs where there are any (default: auto; cpu for int8, gpu for TensorRT)",
+    )
+    group.add_argument(
+        "--max-batch-size", type=positive, metavar="N", help="images (default: 64, 16 or 8, by the network's size)"
+    )
+    group.add_argument(
+        "--max-queue-delay-us",
+        type=microseconds,
+        metavar="N",
+        help="microseconds that Triton waits for a larger batch (default: 0: a batch is what waits anyway)",
+    )
+    group.add_argument(
+        "--forget-overrides", action="store_true", help="keep nothing of what earlier publishes of the model gave"
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def microseconds(text: str) -> int:
+    """A whole number from 0."""
+    number = int(text)
+    if number < 0:
+        raise ValueError(text)
+    return number
 
 
 def batch_sizes(text: str) -> tuple[int, int, int]:
@@ -87,16 +131,27 @@ def run(arguments: argparse.Namespace) -> int:
         raise ExportError("--weights, --labels and --data go with --arch; a run's folder brings its own")
     if arguments.format == "tensorrt" and arguments.tensorrt_accelerator:
         raise ExportError("a plan needs no --tensorrt-accelerator: that is for ONNX")
+    if arguments.batch_sizes and arguments.format == "onnx" and not arguments.tensorrt_accelerator:
+        raise ExportError("--batch-sizes are TensorRT's: give --format tensorrt or --tensorrt-accelerator with them")
     from export.precision import Form
     from export.publish import from_ensemble, from_run, from_weights, publish
     from export.to_tensorrt import BATCH
+    from export.triton_config import Deployment
 
+    batch = arguments.batch_sizes or BATCH
     form = Form(
         precision=arguments.precision,
         plan=arguments.format == "tensorrt",
-        accelerator=arguments.tensorrt_accelerator,
         calibration=arguments.calibration,
-        batch=arguments.batch_sizes or BATCH,
+        batch=batch,
+        deployment=Deployment(
+            instances=arguments.instances,
+            instance_kind=arguments.instance_kind,
+            max_batch_size=arguments.max_batch_size,
+            max_queue_delay_us=arguments.max_queue_delay_us,
+            accelerator=batch if arguments.tensorrt_accelerator else None,
+            fresh=arguments.forget_overrides,
+        ),
     )
     progress = Console(stderr=True)
     with progress.status("load, export, verify, publish"):

@@ -30,6 +30,7 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+SAMPLE = 1000  # images: each comes in 18 guises
 SIDES = (32, 280)  # of enlarged drawings, in pixels
 AS_SUCH = "as such"
 
@@ -101,6 +102,12 @@ class Dataset:
     split: Split
     drawn: bool = False
     skipped: tuple[Skipped, ...] = ()
+
+    def sample(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """So many of some images, drawn at random, as are worth looking at in all guises; all if they are fewer."""
+        if not self.drawn or len(indices) <= SAMPLE:
+            return indices
+        return np.sort(np.random.default_rng(SPLIT_SEED).permutation(indices)[:SAMPLE])
 
     def pixels(self, indices: NDArray[np.int64], image: ImageSpec) -> NDArray[np.uint8]:
         """Images as the service would see them: uint8 `[len(indices), H, W, C]`."""

@@ -46,15 +46,26 @@ def kinds(repository: Path) -> set[str]:
     return {node.op_type for node in graph.node}
 
 
-def test_the_accelerator_is_asked_for_in_the_config(tmp_path: Path) -> None:
-    command = [*PUBLISH, str(tmp_path), "--tensorrt-accelerator", "--batch-sizes", "1,2,4"]
-    assert main(command) == 0
+def config_of(repository: Path) -> triton.ModelConfig:
+    text = (repository / "lenet5-few" / CONFIG_NAME).read_text(encoding="utf-8")
+    return text_format.Parse(text, triton.ModelConfig())
+
+
+def test_the_accelerator_is_asked_for_in_the_config_and_stays(tmp_path: Path) -> None:
+    assert main([*PUBLISH, str(tmp_path), "--tensorrt-accelerator", "--batch-sizes", "1,2,4"]) == 0
     assert published(tmp_path).precision == "fp32"
-    text = (tmp_path / "lenet5-few" / CONFIG_NAME).read_text(encoding="utf-8")
-    config = text_format.Parse(text, triton.ModelConfig())
+    assert main([*PUBLISH, str(tmp_path), "--instances", "2", "--max-queue-delay-us", "200"]) == 0
+    config = config_of(tmp_path)
     (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert accelerator.parameters["trt_profile_max_shapes"] == "image:4x32x32x1"
-    assert config.max_batch_size == 4
+    assert (config.max_batch_size, config.instance_group[0].count) == (4, 2)
+    assert config.dynamic_batching.max_queue_delay_microseconds == 200
+    command = [*PUBLISH, str(tmp_path), "--forget-overrides", "--instance-kind", "cpu", "--max-batch-size", "8"]
+    assert main(command) == 0
+    config = config_of(tmp_path)
+    assert not config.HasField("optimization")
+    assert (config.max_batch_size, config.instance_group[0].count) == (8, 1)
+    assert config.instance_group[0].kind == triton.ModelInstanceGroup.KIND_CPU
 
 
 def test_int8_is_measured_published_and_loaded(
@@ -90,3 +101,11 @@ def test_what_does_not_go_together_is_said(tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         main([*PUBLISH, str(tmp_path), "--tensorrt-accelerator", "--batch-sizes", "8,4,2"])
     assert "argument --batch-sizes: invalid batch_sizes value: '8,4,2'" in capsys.readouterr().err
+    assert main([*PUBLISH, str(tmp_path), "--batch-sizes", "2,4,8"]) == 2
+    assert "--batch-sizes are TensorRT's" in capsys.readouterr().err
+    assert main([*PUBLISH, str(tmp_path), "--tensorrt-accelerator", "--max-batch-size", "65"]) == 2
+    assert "change --max-batch-size or --batch-sizes" in capsys.readouterr().err
+    for option, number in (("--instances", "0"), ("--max-batch-size", "-1"), ("--max-queue-delay-us", "-1")):
+        with pytest.raises(SystemExit):
+            main([*PUBLISH, str(tmp_path), option, number])
+    assert not any(tmp_path.iterdir())

@@ -19,12 +19,14 @@ from tritonclient.grpc import model_config_pb2 as triton
 from export import repository as module
 from export.errors import DriftError, RepositoryError
 from export.replay import MODEL_FILE, sha256
-from export.repository import LOCK_NAME, max_batch_size, publish
+from export.repository import LOCK_NAME, publish
+from export.triton_config import Deployment, build_config, max_batch_size
 from service.preprocess import Preprocessor
-from service.spec import CONFIG_NAME, ModelSpec, read_config
+from service.spec import CONFIG_NAME, ModelSpec, TensorRT, read_config
 from tests.models import publish_tiny, tiny_logits, tiny_model, tiny_spec
 
 ROOT = Path(__file__).parents[2]
+GROUP = triton.ModelInstanceGroup
 
 
 def served(repository: Path, name: str = "tiny") -> dict[str, ModelSpec]:
@@ -39,6 +41,12 @@ def served(repository: Path, name: str = "tiny") -> dict[str, ModelSpec]:
         for file, expected in specs[version].files.items():
             assert sha256(folder / version / file) == expected
     return {version: specs[version] for version in sorted(there)}
+
+
+def written(repository: Path, name: str = "tiny") -> triton.ModelConfig:
+    """What Triton reads."""
+    text = (repository / name / CONFIG_NAME).read_text(encoding="utf-8")
+    return text_format.Parse(text, triton.ModelConfig())
 
 
 def only_models_in(repository: Path) -> bool:
@@ -57,8 +65,7 @@ def prepared(folder: Path, **changes: object) -> ModelSpec:
 
 def test_config_reads_back_with_its_spec(tmp_path: Path) -> None:
     spec = publish_tiny(tmp_path, labels=7, size=16)
-    text = (tmp_path / "tiny" / CONFIG_NAME).read_text(encoding="utf-8")
-    config = text_format.Parse(text, triton.ModelConfig())
+    config = written(tmp_path)
     assert (config.name, config.backend, config.default_model_filename) == ("tiny", "onnxruntime", "model.onnx")
     assert config.max_batch_size == 64
     assert [(each.name, each.data_type, list(each.dims)) for each in config.input] == [
@@ -71,7 +78,15 @@ def test_config_reads_back_with_its_spec(tmp_path: Path) -> None:
         ("activations", triton.TYPE_FP32, [3, 8, 8]),
     ]
     assert config.HasField("dynamic_batching")
-    assert [(each.count, each.kind) for each in config.instance_group] == [(1, triton.ModelInstanceGroup.KIND_CPU)]
+    assert not config.dynamic_batching.ListFields()  # no waiting, and no preferred sizes to stop at
+    assert [(each.count, each.kind) for each in config.instance_group] == [(1, GROUP.KIND_AUTO)]
+    assert [(each.name, each.batch_size, list(each.inputs)) for each in config.model_warmup] == [
+        ("batch-1", 1, ["image"]),
+        ("batch-64", 64, ["image"]),
+    ]
+    for each in config.model_warmup:
+        image = each.inputs["image"]
+        assert (image.data_type, list(image.dims), image.zero_data) == (triton.TYPE_UINT8, [16, 16, 3], True)
     assert config.version_policy.latest.num_versions == 2
     assert read_config(tmp_path / "tiny" / CONFIG_NAME).specs == {"1": spec}
 
@@ -113,6 +128,77 @@ def test_the_heaviest_version_sets_the_batch(tmp_path: Path) -> None:
     publish(tmp_path / "models", prepared(source, macs=10**9), source)
     publish(tmp_path / "models", prepared(source), source)
     assert read_config(tmp_path / "models" / "tiny" / CONFIG_NAME).max_batch_size == 8
+
+
+# What is wanted of Triton
+
+
+def test_the_same_model_and_wishes_give_the_same_config(tmp_path: Path) -> None:
+    spec, wanted = prepared(tmp_path), Deployment(instances=2, max_batch_size=4)
+    for name in ("one", "two"):
+        publish(tmp_path / name, spec, tmp_path, wanted)
+    one, two = ((tmp_path / name / "tiny" / CONFIG_NAME).read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_wishes_stay_until_they_are_given_anew_or_forgotten(tmp_path: Path) -> None:
+    spec, models = prepared(tmp_path), tmp_path / "models"
+
+    def publishing(wanted: Deployment | None = None) -> triton.ModelConfig:
+        publish(models, spec, tmp_path, wanted)
+        assert len(read_config(models / "tiny" / CONFIG_NAME).specs) == len(served(models))
+        return written(models)
+
+    default = publishing()
+    wanted = Deployment(instances=2, instance_kind="gpu", max_batch_size=32, accelerator=(1, 8, 32))
+    for config in (publishing(wanted), publishing()):
+        assert [(each.count, each.kind) for each in config.instance_group] == [(2, GROUP.KIND_GPU)]
+        assert config.max_batch_size == read_config(models / "tiny" / CONFIG_NAME).max_batch_size == 32
+        assert [each.batch_size for each in config.model_warmup] == [1, 32]
+        (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+        assert accelerator.parameters["trt_profile_max_shapes"] == "image:32x8x8x3"
+    config = publishing(Deployment(max_batch_size=1, max_queue_delay_us=500))
+    assert [(each.count, each.kind) for each in config.instance_group] == [(2, GROUP.KIND_GPU)]
+    assert (config.max_batch_size, config.dynamic_batching.max_queue_delay_microseconds) == (1, 500)
+    assert [each.batch_size for each in config.model_warmup] == [1]
+    forgotten = publishing(Deployment(fresh=True))
+    default.parameters.clear()
+    assert [key for key in forgotten.parameters if not key.startswith("fovea.")] == []
+    forgotten.parameters.clear()
+    assert forgotten == default
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (Deployment(accelerator=(1, 4, 8), instance_kind="cpu"), "leave out --instance-kind cpu"),
+        (Deployment(accelerator=(1, 4, 8), max_batch_size=9), "TensorRT takes 1 to 8 images here"),
+        (Deployment(accelerator=(2, 4, 8), max_batch_size=1), "change --max-batch-size or --batch-sizes"),
+    ],
+)
+def test_wishes_that_contradict_each_other(tmp_path: Path, wanted: Deployment, message: str) -> None:
+    first = publish(tmp_path / "models", prepared(tmp_path), tmp_path)
+    with pytest.raises(RepositoryError, match=message):
+        publish(tmp_path / "models", prepared(tmp_path), tmp_path, wanted)
+    assert served(tmp_path / "models") == {"1": first}
+
+
+def test_broken_wishes_are_refused_until_they_are_forgotten(tmp_path: Path) -> None:
+    publish(tmp_path / "models", prepared(tmp_path), tmp_path, Deployment(instances=2))
+    config = tmp_path / "models" / "tiny" / CONFIG_NAME
+    config.write_text(config.read_text().replace('"{\\"instances\\":2}"', '"{\\"instances\\":0}"'))
+    with pytest.raises(RepositoryError, match="greater than or equal to 1.*pass --forget-overrides"):
+        publish(tmp_path / "models", prepared(tmp_path), tmp_path)
+    publish(tmp_path / "models", prepared(tmp_path), tmp_path, Deployment(fresh=True))
+
+
+def test_a_plan_is_warmed_up_with_batches_that_it_takes() -> None:
+    spec = tiny_spec().model_copy(
+        update={"tensorrt": TensorRT(version="10.13.3.9", compute_capability="9.0", batch=(4, 8, 16))}
+    )
+    assert [each.batch_size for each in build_config({"1": spec}).model_warmup] == [4, 16]
+    with pytest.raises(RepositoryError, match="a plan needs no --tensorrt-accelerator"):
+        build_config({"1": spec}, Deployment(accelerator=(4, 8, 16)))
 
 
 # What is refused
