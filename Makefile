@@ -36,7 +36,7 @@ digits: $(VENV)/.dev ## train LeNet-5 on digits and publish it as lenet5-digits 
 
 LETTERS := translation=0.1,rotation=15,stretching=0.35,shearing=0.3,elastic=0.04,thickness=1,resolution=0.25,blur=1,exposure=0.7,inversion=0.5
 letters: $(VENV)/.dev ## train the backbone on rendered letters and publish it as letters (a quarter of an hour)
-	$(BIN)/python -m export train --arch wrn16_2 --data letters --augment $(LETTERS) --epochs 28 --batch-size 128 --lr 0.004 --weight-decay 0.05 --precision bf16-mixed --threads 2 --out runs/letters
+	$(BIN)/python -m export train --arch wrn16_2 --data letters --augment $(LETTERS) --epochs 16 --batch-size 128 --lr 0.004 --weight-decay 0.05 --precision bf16-mixed --threads 2 --out runs/letters
 	$(BIN)/python -m export publish runs/letters --name letters --with-weights --repository $(REPOSITORY)
 
 triton: triton-setup ## serve the models with a real Triton (REPOSITORY=…, ARGS=… pass through)

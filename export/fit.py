@@ -83,7 +83,7 @@ def fit(
     recipe = augment.parse(options.augment or "")
     # Who is never shown dark and light swapped is not judged by it.
     polarities = (False, True) if "inversion" in recipe.strengths else (False,)
-    held_out = Images(dataset, split.validation, image, (), polarities, every=True)
+    held_out = Images(dataset, dataset.sample(split.validation), image, (), polarities, every=True)
     batches = Shares(len(training), options.batch_size, options.seed, rank, processes, shuffle=True)
     judged = Shares(len(held_out), max(256, options.batch_size), options.seed, rank, processes, shuffle=False)
     if options.snapshots and options.epochs % options.snapshots:
@@ -116,11 +116,11 @@ def fit(
         enable_model_summary=False,
     )
     resume = folder / run.RESUME
-    trainer.fit(
-        learner, loader(training, batches), loader(held_out, judged), ckpt_path=resume if resume.is_file() else None
-    )
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    newest_state = resume if resume.is_file() else None
+    try:
+        trainer.fit(learner, loader(training, batches), loader(held_out, judged), ckpt_path=newest_state)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from None
     return keeper
 
 

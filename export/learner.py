@@ -193,6 +193,10 @@ class Keeper(lightning.Callback):
         accuracies = [epoch.validation_accuracy for epoch in self.epochs]
         return len(accuracies) - 1 - accuracies.index(max(accuracies)) >= self._options.patience
 
+    def on_exception(self, *_: Any) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:  # noqa: ARG002
         if self._progress is not None:
             self._progress.stop()

@@ -13,7 +13,7 @@ from service.preprocess import Preprocessor
 from service.spec import ModelSpec
 
 Outputs = Mapping[str, NDArray[np.generic]]
-State = Literal["loading", "ready", "failed"]
+State = Literal["loading", "ready", "failed", "unloaded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,11 @@ class ModelStatus:
     """One version of one model, as `/v1/models` shows it.
 
     Attributes:
-        state: "ready" means loaded, its golden images replayed, and serving.
+        version: Empty if this is about the model as a whole.
+        state: "ready" means loaded, its golden images replayed, and serving; "unloaded", that an operator wanted so.
         problem: Why it failed; or, of a ready version, what is wrong with its files now.
         golden_difference: Largest difference of a probability from PyTorch's in the golden replay.
+        current: It answers requests that name no version.
     """
 
     name: str
@@ -49,6 +51,7 @@ class ModelStatus:
     problem: str | None = None
     spec: ModelSpec | None = None
     golden_difference: float | None = None
+    current: bool = False
 
 
 class Ticket(Protocol):
@@ -77,6 +80,10 @@ class ServedModel(Protocol):
         """
         ...
 
+    def problem(self) -> str | None:
+        """Why it should not get new work, or None."""
+        ...
+
 
 class InferenceBackend(Protocol):
     """Runs models. Constructing one starts nothing."""
@@ -86,7 +93,7 @@ class InferenceBackend(Protocol):
         ...
 
     def get(self, name: str, version: str | None = None) -> ServedModel:
-        """A loaded version; the newest unless one is named.
+        """A loaded version; the pinned one, else the newest, unless one is named.
 
         Raises:
             UnknownModel: There is no such model or version.
@@ -102,6 +109,46 @@ class InferenceBackend(Protocol):
         """Why the backend cannot serve; empty when it can."""
         ...
 
+    def waiting(self) -> int:
+        """Images that wait for a batch, of all models."""
+        ...
+
     async def close(self) -> None:
         """Finish what was admitted and release everything."""
+        ...
+
+
+class Lifecycle(Protocol):
+    """What an operator asks of a backend."""
+
+    def pin(self, name: str, version: str | None) -> None:
+        """Have a version answer the requests that name none; None: the newest, whichever that is.
+
+        Takes effect at once and holds whatever is published. A pinned version that does not serve is stood in for by
+        the newest that does.
+        """
+        ...
+
+    def pinned(self, name: str) -> str | None:
+        """The version that was pinned."""
+        ...
+
+    async def load(self, name: str) -> None:
+        """Load what there is of a model; what failed before is tried again.
+
+        Raises:
+            UnknownModel: There is no such model.
+            BackendUnavailable: None of its versions serves, or the backend is not there.
+            BackendFailed: The backend refused.
+        """
+        ...
+
+    async def unload(self, name: str) -> None:
+        """Take a model out of memory until `load`; what it has admitted is still answered.
+
+        Raises:
+            UnknownModel: There is no such model.
+            BackendUnavailable: The backend is not there.
+            BackendFailed: The backend refused.
+        """
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -15,6 +15,8 @@ from service.metrics import Metrics
 from service.spec import ModelSpec
 
 log = logging.getLogger(__name__)
+
+UNLOADED = "it is unloaded until it is loaded again"
 
 
 class LoadFailed(Exception):
@@ -33,10 +35,6 @@ class Loaded(ServedModel, Protocol):
     """A version that was loaded and has proved itself."""
 
     golden_difference: float
-
-    def problem(self) -> str | None:
-        """Why it should not get new work, or None."""
-        ...
 
     async def close(self) -> None:
         """Finish what was admitted and release everything."""
@@ -62,8 +60,8 @@ class Version(Generic[M]):
     served: M | None = None
     problem: str | None = None
 
-    def status(self, name: str, version: str) -> ModelStatus:
-        """As the models' list shows it."""
+    def status(self, name: str, version: str, current: M | None) -> ModelStatus:
+        """As the models' list shows it, given which version answers requests that name none."""
         return ModelStatus(
             name,
             version,
@@ -71,6 +69,7 @@ class Version(Generic[M]):
             self.problem,
             self.served.spec if self.served else self.spec,
             self.served.golden_difference if self.served else None,
+            self.served is not None and self.served is current,
         )
 
 
@@ -79,12 +78,16 @@ class Model(Generic[M]):
     """One model.
 
     Attributes:
-        problem: Of the config itself.
+        problem: Of the config itself; or that it is unloaded.
         versions: By number.
+        current: Answers requests that name no version.
+        unloaded: An operator wanted so.
     """
 
     problem: str | None = None
     versions: dict[str, Version[M]] = field(default_factory=dict)
+    current: M | None = None
+    unloaded: bool = False
 
 
 class Catalogue(Generic[M]):
@@ -97,10 +100,12 @@ class Catalogue(Generic[M]):
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self.models: dict[str, Model[M]] = {}
+        self.load = QueueLoad()
+        self._pins: dict[str, str] = {}  # kept while a model is away: it may come back
         self._retiring: set[asyncio.Task[None]] = set()
 
     def get(self, name: str, version: str | None = None) -> M:
-        """A version that serves; the newest unless one is named.
+        """A version that serves; the pinned one, else the newest, unless one is named.
 
         Raises:
             UnknownModel: There is no such model or version.
@@ -111,10 +116,9 @@ class Catalogue(Generic[M]):
             known = ", ".join(sorted(self.models)) or "none"
             raise UnknownModel(f"there is no model {name!r}; known: {known}")
         if version is None:
-            best = _newest(model)
-            if best is None:
+            if model.current is None:
                 raise _unavailable(name, _why_not(model))
-            return best
+            return model.current
         found = model.versions.get(version)
         if found is None:
             known = ", ".join(sorted(model.versions, key=int)) or "none"
@@ -127,10 +131,31 @@ class Catalogue(Generic[M]):
         """Every version known, by name and then version."""
         found = []
         for name, model in sorted(self.models.items()):
-            found += [model.versions[version].status(name, version) for version in sorted(model.versions, key=int)]
+            found += [
+                model.versions[version].status(name, version, model.current)
+                for version in sorted(model.versions, key=int)
+            ]
             if model.problem:
-                found.append(ModelStatus(name, "", "failed", model.problem))
+                found.append(ModelStatus(name, "", "unloaded" if model.unloaded else "failed", model.problem))
         return found
+
+    def pin(self, name: str, version: str | None) -> None:
+        """Have a version answer the requests that name none; None: the newest."""
+        if version is None:
+            self._pins.pop(name, None)
+        else:
+            self._pins[name] = version
+        if name in self.models:
+            self._settle(name)
+
+    def pinned(self, name: str) -> str | None:
+        """The version that was pinned, whether or not it serves."""
+        return self._pins.get(name)
+
+    def order(self, name: str, versions: Iterable[str]) -> Sequence[str]:
+        """Versions in the order in which to load them: the pinned one, or others would answer in its place; then the
+        newest first."""
+        return sorted(versions, key=lambda version: (version == self._pins.get(name), int(version)), reverse=True)
 
     def served(self) -> Iterable[M]:
         """All versions that serve."""
@@ -152,7 +177,20 @@ class Catalogue(Generic[M]):
         if model.problem != problem:
             log.error("config refused: %s", problem, extra={"model": name})
             self._metrics.load_failures.labels(name, "config").inc()
-        model.problem = problem
+        model.problem, model.unloaded = problem, False
+
+    def take(self, name: str) -> Model[M]:
+        """A model whose config can be used."""
+        model = self.models.setdefault(name, Model())
+        model.problem, model.unloaded = None, False
+        return model
+
+    def unload(self, name: str) -> None:
+        """Forget the versions of a model, but know of it."""
+        model = self.models.setdefault(name, Model())
+        for version in list(model.versions):
+            self.drop(name, version)
+        model.problem, model.unloaded = UNLOADED, True
 
     def put(self, name: str, version: str, signature: object, spec: ModelSpec | None, found: M | LoadFailed) -> None:
         """Note what became of loading a version. What served before keeps serving if the new one does not."""
@@ -166,16 +204,19 @@ class Catalogue(Generic[M]):
             served_before = known.served if known else None
             ready.set(1 if served_before else 0)
             model.versions[version] = Version(signature, spec, served_before, str(found))
+            self._settle(name)
             return
         ready.set(1)
         log.info("version ready; golden images differ by %.2g at most", found.golden_difference, extra=label)
         if known:
             self._retire(known)
         model.versions[version] = Version(signature, spec, found)
+        self._settle(name)
 
     def drop(self, name: str, version: str) -> None:
         """Forget a version; what it has admitted is still answered."""
         self._retire(self.models[name].versions.pop(version))
+        self._settle(name)
         self._metrics.model_ready.remove(name, version)
         log.info("version unloaded", extra={"model": name, "version": version})
 
@@ -191,14 +232,30 @@ class Catalogue(Generic[M]):
         known = self.models[name].versions[version]
         self._retire(known)
         known.problem = problem
+        self._settle(name)
         self._metrics.model_ready.labels(name, version).set(0)
+
+    async def retired(self) -> None:
+        """Wait until what was dropped has answered what it had admitted."""
+        await asyncio.gather(*self._retiring)
 
     async def close(self) -> None:
         """Finish what was admitted and release everything."""
         for model in self.models.values():
             for version in model.versions.values():
                 self._retire(version)
-        await asyncio.gather(*self._retiring)
+        await self.retired()
+
+    def _settle(self, name: str) -> None:
+        """Decide which version answers the requests that name none."""
+        model = self.models[name]
+        order = (model.versions[version].served for version in self.order(name, model.versions))
+        current = next((served for served in order if served is not None), None)
+        pinned = self._pins.get(name)
+        if current is not None and current is not model.current and pinned not in (None, current.spec.version):
+            label = {"model": name, "version": current.spec.version}
+            log.warning("it stands in for the pinned version %s, which does not serve", pinned, extra=label)
+        model.current = current
 
     def _retire(self, version: Version[M]) -> None:
         """Close a version behind the requests that still hold it."""
@@ -209,10 +266,18 @@ class Catalogue(Generic[M]):
             version.served = None
 
 
+class QueueLoad:
+    """How many images wait for a batch, of all versions together."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+
+
 class VersionObserver(Observer):
     """Counts the batches of one version under the name of its model; the versions' queues add up."""
 
-    def __init__(self, metrics: Metrics, model: str) -> None:
+    def __init__(self, metrics: Metrics, model: str, load: QueueLoad) -> None:
+        self._load = load
         self._size = metrics.batch_size.labels(model)
         self._seconds = metrics.infer_seconds.labels(model)
         self._depth = metrics.queue_depth.labels(model)
@@ -224,14 +289,8 @@ class VersionObserver(Observer):
 
     def queued(self, depth: int) -> None:
         self._depth.inc(depth - self._queued)
+        self._load.waiting += depth - self._queued
         self._queued = depth
-
-
-def _newest(model: Model[M]) -> M | None:
-    for version in sorted(model.versions, key=int, reverse=True):
-        if served := model.versions[version].served:
-            return served
-    return None
 
 
 def _why_not(model: Model[M]) -> str | None:

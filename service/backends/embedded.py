@@ -17,6 +17,7 @@ from pathlib import Path
 from service.backends.base import ModelStatus
 from service.backends.catalogue import Catalogue, LoadFailed, Model, VersionObserver
 from service.backends.onnx_runtime import Embedding, OnnxModel, load
+from service.errors import BackendUnavailable
 from service.metrics import Metrics
 from service.preprocess import Limits
 from service.spec import CONFIG_NAME, InvalidSpec, ModelSpec, RepositoryModel, read_config
@@ -49,6 +50,7 @@ class EmbeddedBackend:
         self._problem: str | None = "the models are being loaded"
         self._blind = False  # the last look failed
         self._configs: Configs = {}  # the loader thread's
+        self._looking = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
         # Loading has a thread of its own, so that it never waits behind decoding, nor decoding behind it.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
@@ -65,6 +67,35 @@ class EmbeddedBackend:
 
     def problems(self) -> list[str]:
         return [self._problem] if self._problem else self._catalogue.problems()
+
+    def waiting(self) -> int:
+        return self._catalogue.load.waiting
+
+    def pin(self, name: str, version: str | None) -> None:
+        self._catalogue.pin(name, version)
+
+    def pinned(self, name: str) -> str | None:
+        return self._catalogue.pinned(name)
+
+    async def load(self, name: str) -> None:
+        async with self._looking:
+            if model := self._catalogue.models.get(name):
+                model.unloaded = False
+                for version in model.versions.values():
+                    if version.problem:
+                        version.signature = None  # whatever it was may have passed
+            try:
+                await self._update_all()
+            except OSError as error:
+                log.exception("the model repository cannot be read")
+                raise BackendUnavailable("the model repository cannot be read; the log says why") from error
+        self._catalogue.get(name)
+
+    async def unload(self, name: str) -> None:
+        async with self._looking:  # a look under way would load what is dropped
+            if name not in self._catalogue.models:
+                self._catalogue.get(name)
+            self._catalogue.unload(name)
 
     async def close(self) -> None:
         if self._watcher:
@@ -90,26 +121,33 @@ class EmbeddedBackend:
                 self._blind = False
 
     async def _look(self) -> None:
+        async with self._looking:
+            await self._update_all()
+
+    async def _update_all(self) -> None:
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._loader, _scan, self._repository, self._configs)
         for name in self._catalogue.models.keys() - found.keys():
             self._catalogue.drop_model(name)
         for name, scanned in found.items():
+            known = self._catalogue.models.get(name)
+            if known is not None and known.unloaded:
+                continue
             if isinstance(scanned, str):
                 self._catalogue.refuse_config(name, scanned)
             else:
-                model = self._catalogue.models.setdefault(name, Model())
-                model.problem = None
-                await self._update(name, model, *scanned)
+                await self._update(name, self._catalogue.take(name), *scanned)
         self._problem = None
 
     async def _update(
         self, name: str, model: Model[OnnxModel], config: RepositoryModel, present: dict[str, Signature]
     ) -> None:
-        """Bring one model up to what its directory holds, newest version first."""
+        """Bring one model up to what its directory holds: its newest versions, beside the pinned one."""
         wanted = 0
-        for version in sorted(present, key=int, reverse=True):
-            if wanted >= config.keep_versions:
+        for version in self._catalogue.order(name, present):
+            # Read anew each time: it may be pinned while another is being loaded.
+            pinned = version == self._catalogue.pinned(name)
+            if wanted >= config.keep_versions and not pinned:
                 if version in model.versions:
                     self._catalogue.drop(name, version)
                 continue
@@ -119,7 +157,7 @@ class EmbeddedBackend:
             if known is None or known.signature != signature:
                 found = await self._loaded(name, version, config)
                 self._catalogue.put(name, version, signature, spec, found)
-            wanted += model.versions[version].served is not None
+            wanted += model.versions[version].served is not None and not pinned
         for version in model.versions.keys() - present.keys():
             self._catalogue.drop(name, version)
 
@@ -146,7 +184,7 @@ class EmbeddedBackend:
                 max_batch=config.max_batch_size,
                 embedding=self._embedding,
                 limits=self._limits,
-                observer=VersionObserver(self._metrics, spec.name),
+                observer=VersionObserver(self._metrics, spec.name, self._catalogue.load),
             )
         except LoadFailed:
             raise

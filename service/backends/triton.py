@@ -14,7 +14,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from itertools import cycle
 from typing import Any, TypeAlias
 
@@ -40,6 +40,7 @@ CHANNELS = 2  # TCP connections; one carries some hundred megabytes a second
 LANES = 2  # batches at Triton per instance: one that it works on, one that waits there
 PROBE_SECONDS = 2.0  # without an answer to a health check, Triton is taken for dead
 GOLDEN_SECONDS = 60.0  # for a batch of golden images: the first may have to build an engine
+LOAD_SECONDS = 120.0  # for Triton to load or unload a model
 RETRY_AFTER = 1.0
 RETRY_LOOKS = 10  # between two tries of a version that failed: Triton's files may be mended without its spec changing
 LOST = "Triton cannot be reached"
@@ -222,6 +223,7 @@ class TritonBackend:
         self._suspect = asyncio.Event()  # something failed: look now
         self._configs: dict[str, tuple[bytes, RepositoryModel, int]] = {}  # as last read: parsing takes milliseconds
         self._looks = 0
+        self._looking = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._channels: list[grpc.aio.Channel] = []
         self._stubs: list[Stub] = []
@@ -245,6 +247,60 @@ class TritonBackend:
 
     def problems(self) -> list[str]:
         return [self._problem] if self._problem else self._catalogue.problems()
+
+    def waiting(self) -> int:
+        return self._catalogue.load.waiting
+
+    def pin(self, name: str, version: str | None) -> None:
+        self._catalogue.pin(name, version)
+
+    def pinned(self, name: str) -> str | None:
+        return self._catalogue.pinned(name)
+
+    async def load(self, name: str) -> None:
+        request = pb.RepositoryModelLoadRequest(model_name=name)
+        async with self._looking:
+            try:
+                await self._ask("load", name, self._stubs[0].RepositoryModelLoad(request, timeout=LOAD_SECONDS))
+            except BackendFailed:
+                if name in self._catalogue.models:
+                    raise
+            else:
+                self._looks = -1  # what failed is tried again in this look
+                await self._update_all()
+        self.get(name)
+
+    async def unload(self, name: str) -> None:
+        async with self._looking:
+            if name not in self._catalogue.models:
+                self.get(name)
+            # Nothing new goes to Triton, and what has gone comes back before Triton lets go of the model.
+            self._catalogue.unload(name)
+            request = pb.RepositoryModelUnloadRequest(model_name=name)
+            await self._catalogue.retired()
+            await self._ask("unload", name, self._stubs[0].RepositoryModelUnload(request, timeout=LOAD_SECONDS))
+            await self._update_all()
+
+    async def _ask(self, what: str, name: str, call: Awaitable[Any]) -> None:
+        """Have Triton load or unload a model.
+
+        Raises:
+            BackendUnavailable: It cannot be reached.
+            BackendFailed: It refused.
+        """
+        try:
+            await call
+        except grpc.aio.AioRpcError as error:
+            log.error("Triton did not %s it: %s: %s", what, error.code().name, error.details(), extra={"model": name})
+            await self._update_all()
+            if self._problem:
+                raise BackendUnavailable(self._problem, retry_after=RETRY_AFTER) from None
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise BackendUnavailable(f"Triton did not {what} {name} within {LOAD_SECONDS:.0f} s") from None
+            raise BackendFailed(
+                f"Triton did not {what} {name}; it has to run with --model-control-mode=explicit and the model must load"
+                " there; the logs say more"
+            ) from None
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -282,11 +338,15 @@ class TritonBackend:
                 self._suspect.set()
 
     async def _look(self) -> None:
+        async with self._looking:
+            await self._update_all()
+
+    async def _update_all(self) -> None:
         """Bring the catalogue up to what Triton has."""
         self._looks += 1
         try:
             index = await self._stubs[0].RepositoryIndex(pb.RepositoryIndexRequest(), timeout=PROBE_SECONDS)
-            present = _present(index)
+            present, unloaded = _present(index), _unloaded(index)
             configs = {name: await self._config(name) for name, versions in present.items() if versions}
         except grpc.aio.AioRpcError as error:
             self._lost(error)
@@ -294,13 +354,15 @@ class TritonBackend:
         for name in self._catalogue.models.keys() - present.keys():
             self._catalogue.drop_model(name)
         for name, (config, lanes) in configs.items():
-            model = self._catalogue.models.setdefault(name, Model())
-            model.problem = None
+            model = self._catalogue.take(name)
             for version in model.versions.keys() - present[name]:
                 self._catalogue.drop(name, version)
-            for version in sorted(present[name], key=int, reverse=True):
+            for version in self._catalogue.order(name, present[name]):
                 await self._update(name, version, config, lanes)
         for name in present.keys() - configs.keys():
+            if name in unloaded:
+                self._catalogue.unload(name)
+                continue
             model = self._catalogue.models.setdefault(name, Model())
             for version in list(model.versions):
                 self._catalogue.drop(name, version)
@@ -339,7 +401,7 @@ class TritonBackend:
             max_queue=self._max_queue,
             lanes=lanes,
             limits=self._limits,
-            observer=VersionObserver(self._metrics, name),
+            observer=VersionObserver(self._metrics, name, self._catalogue.load),
             suspect=self._suspect,
         )
         try:
@@ -381,6 +443,13 @@ def _present(index: pb.RepositoryIndexResponse) -> dict[str, set[str]]:
         if row.state == "READY" and row.version.isdecimal():
             versions.add(row.version)
     return found
+
+
+def _unloaded(index: pb.RepositoryIndexResponse) -> set[str]:
+    """Models that are not loaded because nobody wants them to be."""
+    return {
+        row.name for row in index.models if row.reason == "unloaded" or row.state == "UNLOADING" or not row.state
+    }
 
 
 def _lanes(config: ModelConfig) -> int:

@@ -51,17 +51,31 @@ def config_of(repository: Path) -> triton.ModelConfig:
     return text_format.Parse(text, triton.ModelConfig())
 
 
-def test_the_accelerator_is_asked_for_in_the_config_and_stays(tmp_path: Path) -> None:
-    assert main([*PUBLISH, str(tmp_path), "--tensorrt-accelerator", "--batch-sizes", "1,2,4"]) == 0
+def test_what_is_wanted_of_triton_stays_until_it_is_forgotten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accelerated = [
+        "--tensorrt-accelerator",
+        "--batch-sizes",
+        "1,2,4",
+        "--instances",
+        "2",
+        "--max-queue-delay-us",
+        "200",
+    ]
+    assert main([*PUBLISH, str(tmp_path), *accelerated]) == 0
     assert published(tmp_path).precision == "fp32"
-    assert main([*PUBLISH, str(tmp_path), "--instances", "2", "--max-queue-delay-us", "200"]) == 0
     config = config_of(tmp_path)
     (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert accelerator.parameters["trt_profile_max_shapes"] == "image:4x32x32x1"
     assert (config.max_batch_size, config.instance_group[0].count) == (4, 2)
     assert config.dynamic_batching.max_queue_delay_microseconds == 200
-    command = [*PUBLISH, str(tmp_path), "--forget-overrides", "--instance-kind", "cpu", "--max-batch-size", "8"]
-    assert main(command) == 0
+
+    assert main([*PUBLISH, str(tmp_path), "--max-batch-size", "8"]) == 2
+    assert "TensorRT takes 1 to 4 images here" in capsys.readouterr().err
+
+    wanted = ["--forget-overrides", "--instance-kind", "cpu", "--max-batch-size", "8"]
+    assert main([*PUBLISH, str(tmp_path), *wanted]) == 0
     config = config_of(tmp_path)
     assert not config.HasField("optimization")
     assert (config.max_batch_size, config.instance_group[0].count) == (8, 1)

@@ -187,7 +187,7 @@ def test_broken_wishes_are_refused_until_they_are_forgotten(tmp_path: Path) -> N
     publish(tmp_path / "models", prepared(tmp_path), tmp_path, Deployment(instances=2))
     config = tmp_path / "models" / "tiny" / CONFIG_NAME
     config.write_text(config.read_text().replace('"{\\"instances\\":2}"', '"{\\"instances\\":0}"'))
-    with pytest.raises(RepositoryError, match="greater than or equal to 1.*pass --forget-overrides"):
+    with pytest.raises(RepositoryError, match=r"greater than or equal to 1.*pass --forget-overrides"):
         publish(tmp_path / "models", prepared(tmp_path), tmp_path)
     publish(tmp_path / "models", prepared(tmp_path), tmp_path, Deployment(fresh=True))
 
