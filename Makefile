@@ -6,13 +6,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 REPOSITORY ?= model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench format digits letters triton triton-setup lock clean
+.PHONY: help serve setup test check bench format digits letters triton triton-setup lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 serve: $(VENV)/.serve ## serve the bundled models at http://127.0.0.1:8080 (PORT=…, ARGS=… pass through)
 	@exec $(BIN)/python -m service serve $(if $(PORT),--port $(PORT)) $(ARGS)
+
+setup: $(VENV)/.dev ## install what training and exporting need, torch among it
 
 test: $(VENV)/.dev ## run the tests (ARGS=… pass through; SLOW=1 adds every heavy network, as CI does)
 	$(BIN)/python -m pytest $(if $(SLOW),,-m "not slow") $(ARGS)

@@ -24,7 +24,7 @@ from export.errors import StrategyError
 from export.evaluate import logits_of
 from service.spec import ImageSpec
 
-STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # C of scikit-learn: the inverse of the penalty's weight
+STRENGTHS = (1.0, 10.0, 100.0)  # C of scikit-learn: the inverse of the penalty's weight
 USUAL = 10.0
 FOLDS = 5
 FEWEST = 3  # images of each class for cross-validation
