@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 REPOSITORY ?= model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help serve setup test check bench format digits letters triton triton-setup lock clean
+.PHONY: help serve setup test check bench format digits letters triton triton-setup gpu-check lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -46,6 +46,21 @@ triton: triton-setup ## serve the models with a real Triton (REPOSITORY=…, ARG
 
 triton-setup: | $(BIN)/python ## install a Triton Inference Server into build/ (once, 293 MB)
 	@$(BIN)/python deploy/triton/install.py
+
+GPU := build/gpu
+GPU_PIP := $(GPU)/bin/python -m pip --disable-pip-version-check --quiet
+
+gpu-check: $(GPU)/.ready ## check and measure everything on this machine's NVIDIA GPU (ARGS=… pass through)
+	$(GPU)/bin/python -m deploy.gpu.check $(ARGS)
+
+$(GPU)/.ready: pyproject.toml constraints.txt deploy/gpu/requirements.txt
+	@$(PYTHON) -m venv $(GPU)
+	@echo "installing PyTorch's CUDA build and onnxruntime-gpu (several gigabytes) …"
+	@$(GPU_PIP) install --constraint constraints.txt --editable '.[export]' --requirement deploy/gpu/requirements.txt
+	@# onnxruntime and onnxruntime-gpu fill the same folder: the latter has to be the one that stays.
+	@$(GPU_PIP) uninstall --yes onnxruntime
+	@$(GPU_PIP) install --no-deps --force-reinstall --requirement deploy/gpu/requirements.txt
+	@touch $@
 
 lock: $(VENV)/.dev ## write the installed versions to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^fovea' | sed 's/+cpu$$//' >constraints.txt

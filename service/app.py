@@ -12,13 +12,15 @@ from collections.abc import Generator
 import uvicorn
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-from service.backends.base import InferenceBackend
 from service.backends.embedded import EmbeddedBackend
 from service.backends.onnx_runtime import Embedding
 from service.backends.triton import TritonBackend
 from service.classifier import Classifier
 from service.metrics import Metrics
 from service.preprocess import Limits
+from service.routes.control import Control
+from service.routes.shadow import Shadows
+from service.routes.table import RouteTable
 from service.settings import Settings
 from service.transports.http import app as http
 from service.transports.http.bodies import BodyLimits
@@ -42,9 +44,14 @@ class Gateway:
             collector(registry=registry)
         metrics = Metrics(registry)
         self._backend = _backend(settings, metrics)
+        routes = RouteTable(self._backend, metrics)
+        self._shadows = Shadows(self._backend)
+        self._control = Control(self._backend, routes, settings.state_dir)
         self.classifier = Classifier(
             self._backend,
             metrics,
+            routes=routes,
+            shadows=self._shadows,
             default_model=settings.default_model,
             max_images=settings.max_images,
             decode_threads=settings.threads,
@@ -52,15 +59,18 @@ class Gateway:
         self.draining = False
         self.http = http.build(
             self.classifier,
+            self._control,
             metrics,
             BodyLimits(settings.max_request_bytes, settings.max_images),
             default_timeout=settings.default_timeout_ms / 1000,
             max_timeout=settings.max_timeout_ms / 1000,
+            admin=settings.takes_admin(),
             problems=self.problems,
         )
 
     async def start(self) -> None:
         """Load the models; until it returns, `problems` says that they are being loaded."""
+        self._control.restore()
         await self._backend.start()
 
     def drain(self) -> None:
@@ -72,11 +82,12 @@ class Gateway:
         return [*(["the server is shutting down"] if self.draining else []), *self.classifier.problems()]
 
     async def close(self) -> None:
+        await self._shadows.close()
         await self._backend.close()
         self.classifier.close()
 
 
-def _backend(settings: Settings, metrics: Metrics) -> InferenceBackend:
+def _backend(settings: Settings, metrics: Metrics) -> EmbeddedBackend | TritonBackend:
     limits = Limits(settings.max_image_bytes, settings.max_pixels)
     if settings.backend == "triton":
         return TritonBackend(

@@ -18,12 +18,16 @@ from service.calibration import energy, prediction_set, probabilities
 from service.errors import BackendFailed, DeadlineExceeded, FoveaError, InvalidRequest, Overloaded, TooLarge
 from service.header import probe
 from service.metrics import Metrics
+from service.routes.shadow import Seen, Shadows
+from service.routes.table import Choice, RouteTable
 from service.spec import ModelSpec
 
 # Up to this size decoding takes less time than handing it to another thread and back.
 INLINE_PIXELS = 64 * 64
 INLINE_BYTES = 16 * 1024
 INLINE_FORMATS = ("PNG", "JPEG", "WebP", "BMP")  # a GIF's frame, a TIFF's tile may be far larger than the image
+
+BUNDLED = "lenet5-digits"  # comes with Fovea
 
 LOGITS = frozenset({"logits"})
 FEATURES = frozenset({"features"})
@@ -90,7 +94,9 @@ class Classifier:
     Args:
         backend: Runs the models.
         metrics: Where predictions are counted.
-        default_model: For requests that name none; if None, the only model there is.
+        routes: Names that stand for several models; none unless given.
+        shadows: Classify behind the back of those who ask for a route.
+        default_model: For requests that name none; if None, the only model there is, or the bundled one among several.
         max_images: In one request.
         decode_threads: For images too large to decode on the event loop.
     """
@@ -100,12 +106,17 @@ class Classifier:
         backend: InferenceBackend,
         metrics: Metrics,
         *,
+        routes: RouteTable | None = None,
+        shadows: Shadows | None = None,
         default_model: str | None = None,
         max_images: int = 64,
         decode_threads: int = 2,
     ) -> None:
         self._backend = backend
         self._metrics = metrics
+        self._routes = (routes or RouteTable(backend, metrics)).live
+        self._shadows = shadows or Shadows(backend)
+        self._traffic = self._shadows.traffic
         self._default_model = default_model
         self._max_images = max_images
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
@@ -116,6 +127,7 @@ class Classifier:
         *,
         model: str | None = None,
         version: str | None = None,
+        request_id: str = "",
         top_k: int = 5,
         deadline: float = math.inf,
     ) -> Answer[Prediction]:
@@ -123,22 +135,33 @@ class Classifier:
 
         Args:
             images: Encoded, each in any accepted format.
-            model: Name; None for the default.
-            version: None for the newest.
+            model: Name of a model or a route; None for the default.
+            version: Of a model; None for the pinned one, else the newest.
+            request_id: Decides between a route's primary and its canary, always alike.
             top_k: Classes per image; all of them if there are fewer.
             deadline: On the clock of `time.monotonic`, seconds.
 
         Raises:
             FoveaError: The request as a whole cannot be answered. With a single image its own error is raised.
         """
-        served = self.resolve(model, version)
+        served, choice = self._choose(model, version, request_id)
         began = time.monotonic()
+        seen: list[Seen] | None = None
+        if choice is not None:
+            choice.route.count(choice)
+            seen = [] if choice.route.route.shadow and not choice.canary else None
 
         async def one(ticket: Ticket, image: bytes) -> Prediction:
-            row, decode_seconds = await self._infer(served, ticket, image, LOGITS, deadline)
-            return self._predict(served.spec, row, top_k, _timings(began, decode_seconds, row))
+            row, sample, decode_seconds = await self._infer(served, ticket, image, LOGITS, deadline)
+            prediction = self._predict(served.spec, row, top_k, _timings(began, decode_seconds, row))
+            if seen is not None:
+                seen.append(Seen(image, sample, prediction.classes[0].label))
+            return prediction
 
-        return await self._answer(served, images, deadline, one)
+        answer = await self._answer(served, images, deadline, one)
+        if choice is not None and seen:
+            self._shadows.offer(choice.route, served, seen)
+        return answer
 
     async def embed(
         self,
@@ -146,30 +169,39 @@ class Classifier:
         *,
         model: str | None = None,
         version: str | None = None,
+        request_id: str = "",
         deadline: float = math.inf,
     ) -> Answer[Features]:
         """Features of encoded images; arguments and errors as `classify`."""
-        served = self.resolve(model, version)
+        served, choice = self._choose(model, version, request_id)
         began = time.monotonic()
+        if choice is not None:
+            choice.route.count(choice)
 
         async def one(ticket: Ticket, image: bytes) -> Features:
-            row, decode_seconds = await self._infer(served, ticket, image, FEATURES, deadline)
+            row, _, decode_seconds = await self._infer(served, ticket, image, FEATURES, deadline)
             features = np.asarray(row.outputs["features"], np.float32)
             return Features(features, _timings(began, decode_seconds, row))
 
         return await self._answer(served, images, deadline, one)
 
-    def resolve(self, model: str | None, version: str | None) -> ServedModel:
+    def resolve(self, model: str | None, version: str | None, request_id: str = "") -> ServedModel:
         """The version that answers such a request.
 
         Raises:
             UnknownModel: No such model or version.
             BackendUnavailable: It is not ready.
+            InvalidRequest: No model was named and there is no default; or a version of a route was asked for.
+        """
+        return self._choose(model, version, request_id)[0]
+
+    def named(self, model: str | None) -> str:
+        """The model or route that a request is for.
+
+        Raises:
             InvalidRequest: No model was named and there is no default.
         """
-        if model is None:
-            model = self._default_model or self._only_model()
-        return self._backend.get(model, version)
+        return self._default_model or self._only_model() if model is None else model
 
     def models(self) -> Sequence[ModelStatus]:
         return self._backend.models()
@@ -180,6 +212,18 @@ class Classifier:
 
     def close(self) -> None:
         self._decoders.shutdown()
+
+    def _choose(self, model: str | None, version: str | None, request_id: str) -> tuple[ServedModel, Choice | None]:
+        """Who answers, and if it is on behalf of a route, which."""
+        if model is None:
+            model = self.named(None)
+        route = self._routes.get(model)
+        if route is None:
+            return self._backend.get(model, version), None
+        if version is not None:
+            raise InvalidRequest(f"{model} is a route, which chooses the version; name the model to ask for one")
+        choice = route.choose(request_id)
+        return choice.served, choice
 
     async def _answer(
         self,
@@ -198,6 +242,8 @@ class Classifier:
             self._metrics.rejected.labels(error.code).inc(len(images))
             raise
         results: list[T | FoveaError]
+        self._traffic.asked += len(images)
+        self._traffic.answering += len(images)
         try:
             if len(images) == 1:
                 results = [await one(tickets[0], images[0])]
@@ -205,14 +251,19 @@ class Classifier:
                 settled = await asyncio.gather(*map(one, tickets, images), return_exceptions=True)
                 results = [_result(result) for result in settled]
         finally:
+            self._traffic.answering -= len(images)
             for ticket in tickets:
                 ticket.close()
         return Answer(served.spec.name, served.spec.version, results)
 
     async def _infer(
         self, served: ServedModel, ticket: Ticket, image: bytes, outputs: frozenset[str], deadline: float
-    ) -> tuple[Row, float]:
-        """Decode one image and wait for its row; also the seconds decoding took, its wait for a thread included."""
+    ) -> tuple[Row, NDArray[np.uint8], float]:
+        """Decode one image and wait for its row.
+
+        Returns:
+            The row; what was decoded, `[H, W, C]`; the seconds decoding took, its wait for a thread included.
+        """
         started = time.monotonic()
         try:
             if _is_quick(image):
@@ -226,7 +277,7 @@ class Classifier:
             raise
         self._metrics.decode_seconds.labels(served.spec.name).observe(decode_seconds)
         self._metrics.queue_seconds.labels(served.spec.name).observe(row.queue_seconds)
-        return row, decode_seconds
+        return row, sample, decode_seconds
 
     async def _decode(self, served: ServedModel, image: bytes, deadline: float) -> NDArray[np.uint8]:
         """Decode on another thread; what is still waiting for one at its deadline is dropped."""
@@ -263,6 +314,8 @@ class Classifier:
         names = sorted({status.name for status in self._backend.models()})
         if len(names) == 1:
             return names[0]
+        if BUNDLED in names:  # so that the first request of a new user needs no name
+            return BUNDLED
         raise InvalidRequest(
             "name a model: POST /v1/models/{model}/classify, or set FOVEA_DEFAULT_MODEL; there are "
             + (", ".join(names) or "none")

@@ -3,8 +3,8 @@
 FoveaError
  ├── InvalidRequest        the request cannot be understood
  ├── Unauthorized          no valid key
- ├── Forbidden             a valid key without the scope
- ├── UnknownModel          no such model, version or head
+ ├── Forbidden             a valid key without the scope, or a call that this server does not take
+ ├── UnknownModel          no such model, version, head or route
  ├── TooLarge              bytes, pixels or images beyond a limit
  ├── UnsupportedFormat     not an image format (or pixel type) that is decoded here
  ├── InvalidImage          an image of a known format that is truncated or broken

@@ -52,9 +52,29 @@ class Metrics:
         self.predictions = counter("predictions_total", "Images by top class.", "model", "label")
         self.abstained = counter("abstained_total", "Images abstained from.", "model")
         self.confidence = histogram("confidence", "Probability of the top class.", _CONFIDENCE, "model")
+        self.route_requests = counter("route_requests_total", "Requests to a route, by who answered.", "route", "arm")
+        self.route_fallbacks = counter(
+            "route_fallbacks_total", "Requests that the primary answered in place of the canary.", "route"
+        )
+        self.shadow = counter("shadow_total", "Images that a shadow classified too.", "route")
+        self.shadow_disagreements = counter(
+            "shadow_disagreements_total",
+            "Images with another top class from the shadow than from the primary.",
+            "route",
+        )
+        self.shadow_dropped = counter("shadow_dropped_total", "Images that a shadow was spared or failed on.", "route")
         # Looking a child up by labels costs more than counting on it.
         self.prediction = lru_cache(maxsize=100_000)(self.predictions.labels)
         self.request = lru_cache(maxsize=10_000)(self.requests.labels)
+
+    def forget_route(self, name: str) -> None:
+        """Drop what was counted of a route that is no more, so that only routes that exist are labels."""
+        labels = {"route": name}
+        self.route_requests.remove_by_labels(labels)
+        self.route_fallbacks.remove_by_labels(labels)
+        self.shadow.remove_by_labels(labels)
+        self.shadow_disagreements.remove_by_labels(labels)
+        self.shadow_dropped.remove_by_labels(labels)
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""

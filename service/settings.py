@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from pathlib import Path
@@ -37,7 +38,12 @@ class Settings(BaseSettings):
     triton_url: str = "127.0.0.1:8001"
     """Triton's gRPC address, host:port, for that backend; its models are its own."""
     default_model: str | None = None
-    """Model of requests that name none; not needed while there is only one."""
+    """Model or route of requests that name none; not needed while there is only one model."""
+    state_dir: Path | None = None
+    """Directory that keeps routes and pinned versions over a restart; unless given they end with the process."""
+    admin: bool | None = None
+    """Take calls that change routes, pins and what is loaded; unless given, only if host is a loopback address. Behind
+    a proxy on the same machine everybody comes from there: say false."""
 
     default_timeout_ms: float = Field(default=30_000, gt=0)
     """Deadline of requests that state none."""
@@ -77,6 +83,13 @@ class Settings(BaseSettings):
             raise ValueError(f"{value} is not a directory; name the model repository's")
         return value
 
+    @field_validator("state_dir")
+    @classmethod
+    def _is_directory(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError(f"{value} is not a directory; create it first")
+        return value
+
     @field_validator("triton_url")
     @classmethod
     def _is_address(cls, value: str) -> str:
@@ -91,6 +104,15 @@ class Settings(BaseSettings):
         if self.max_queue < self.max_images:
             raise ValueError("max_queue must not be less than max_images: it has to hold one request")
         return self
+
+    def takes_admin(self) -> bool:
+        """Whether calls that change the server's state are taken."""
+        if self.admin is not None:
+            return self.admin
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
 
 def load(**flags: Any) -> Settings:

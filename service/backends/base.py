@@ -109,8 +109,8 @@ class InferenceBackend(Protocol):
         """Why the backend cannot serve; empty when it can."""
         ...
 
-    def waiting(self) -> int:
-        """Images that wait for a batch, of all models."""
+    def busy(self, answering: int) -> bool:
+        """Whether more work now would delay the images that are being answered, of which the caller knows so many."""
         ...
 
     async def close(self) -> None:
@@ -118,8 +118,8 @@ class InferenceBackend(Protocol):
         ...
 
 
-class Lifecycle(Protocol):
-    """What an operator asks of a backend."""
+class ManagedBackend(InferenceBackend, Protocol):
+    """A backend with what an operator asks of it."""
 
     def pin(self, name: str, version: str | None) -> None:
         """Have a version answer the requests that name none; None: the newest, whichever that is.

@@ -100,7 +100,6 @@ class Catalogue(Generic[M]):
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self.models: dict[str, Model[M]] = {}
-        self.load = QueueLoad()
         self._pins: dict[str, str] = {}  # kept while a model is away: it may come back
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -179,11 +178,11 @@ class Catalogue(Generic[M]):
             self._metrics.load_failures.labels(name, "config").inc()
         model.problem, model.unloaded = problem, False
 
-    def take(self, name: str) -> Model[M]:
-        """A model whose config can be used."""
-        model = self.models.setdefault(name, Model())
-        model.problem, model.unloaded = None, False
-        return model
+    def accept_config(self, name: str) -> None:
+        """Note that a model's config can be used; call when its versions have been brought up to it."""
+        model = self.models[name]
+        if model.versions or not model.unloaded:
+            model.problem, model.unloaded = None, False
 
     def unload(self, name: str) -> None:
         """Forget the versions of a model, but know of it."""
@@ -266,18 +265,10 @@ class Catalogue(Generic[M]):
             version.served = None
 
 
-class QueueLoad:
-    """How many images wait for a batch, of all versions together."""
-
-    def __init__(self) -> None:
-        self.waiting = 0
-
-
 class VersionObserver(Observer):
     """Counts the batches of one version under the name of its model; the versions' queues add up."""
 
-    def __init__(self, metrics: Metrics, model: str, load: QueueLoad) -> None:
-        self._load = load
+    def __init__(self, metrics: Metrics, model: str) -> None:
         self._size = metrics.batch_size.labels(model)
         self._seconds = metrics.infer_seconds.labels(model)
         self._depth = metrics.queue_depth.labels(model)
@@ -289,7 +280,6 @@ class VersionObserver(Observer):
 
     def queued(self, depth: int) -> None:
         self._depth.inc(depth - self._queued)
-        self._load.waiting += depth - self._queued
         self._queued = depth
 
 

@@ -68,8 +68,8 @@ class EmbeddedBackend:
     def problems(self) -> list[str]:
         return [self._problem] if self._problem else self._catalogue.problems()
 
-    def waiting(self) -> int:
-        return self._catalogue.load.waiting
+    def busy(self, answering: int) -> bool:
+        return answering > 0  # decoding and inference of all models share these cores
 
     def pin(self, name: str, version: str | None) -> None:
         self._catalogue.pin(name, version)
@@ -80,12 +80,11 @@ class EmbeddedBackend:
     async def load(self, name: str) -> None:
         async with self._looking:
             if model := self._catalogue.models.get(name):
-                model.unloaded = False
                 for version in model.versions.values():
                     if version.problem:
                         version.signature = None  # whatever it was may have passed
             try:
-                await self._update_all()
+                await self._update_all(wanted=name)
             except OSError as error:
                 log.exception("the model repository cannot be read")
                 raise BackendUnavailable("the model repository cannot be read; the log says why") from error
@@ -124,19 +123,21 @@ class EmbeddedBackend:
         async with self._looking:
             await self._update_all()
 
-    async def _update_all(self) -> None:
+    async def _update_all(self, wanted: str | None = None) -> None:
+        """Bring the catalogue up to the repository; of what is unloaded, only the model that is wanted."""
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._loader, _scan, self._repository, self._configs)
         for name in self._catalogue.models.keys() - found.keys():
             self._catalogue.drop_model(name)
         for name, scanned in found.items():
             known = self._catalogue.models.get(name)
-            if known is not None and known.unloaded:
+            if known is not None and known.unloaded and name != wanted:
                 continue
             if isinstance(scanned, str):
                 self._catalogue.refuse_config(name, scanned)
             else:
-                await self._update(name, self._catalogue.take(name), *scanned)
+                await self._update(name, self._catalogue.models.setdefault(name, Model()), *scanned)
+                self._catalogue.accept_config(name)
         self._problem = None
 
     async def _update(
@@ -184,7 +185,7 @@ class EmbeddedBackend:
                 max_batch=config.max_batch_size,
                 embedding=self._embedding,
                 limits=self._limits,
-                observer=VersionObserver(self._metrics, spec.name, self._catalogue.load),
+                observer=VersionObserver(self._metrics, spec.name),
             )
         except LoadFailed:
             raise

@@ -222,6 +222,7 @@ class TritonBackend:
         self._problem: str | None = "Triton has not answered yet"
         self._suspect = asyncio.Event()  # something failed: look now
         self._configs: dict[str, tuple[bytes, RepositoryModel, int]] = {}  # as last read: parsing takes milliseconds
+        self._queues = Queues()
         self._looks = 0
         self._looking = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -248,8 +249,9 @@ class TritonBackend:
     def problems(self) -> list[str]:
         return [self._problem] if self._problem else self._catalogue.problems()
 
-    def waiting(self) -> int:
-        return self._catalogue.load.waiting
+    def busy(self, answering: int) -> bool:
+        del answering  # what Triton works on now leaves room for more, as long as nothing waits for a lane here
+        return self._queues.waiting > 0
 
     def pin(self, name: str, version: str | None) -> None:
         self._catalogue.pin(name, version)
@@ -298,8 +300,8 @@ class TritonBackend:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise BackendUnavailable(f"Triton did not {what} {name} within {LOAD_SECONDS:.0f} s") from None
             raise BackendFailed(
-                f"Triton did not {what} {name}; it has to run with --model-control-mode=explicit and the model must load"
-                " there; the logs say more"
+                f"Triton did not {what} {name}; it has to run with --model-control-mode=explicit, and the model has to"
+                " load there; the logs say more"
             ) from None
 
     async def close(self) -> None:
@@ -354,11 +356,12 @@ class TritonBackend:
         for name in self._catalogue.models.keys() - present.keys():
             self._catalogue.drop_model(name)
         for name, (config, lanes) in configs.items():
-            model = self._catalogue.take(name)
+            model = self._catalogue.models.setdefault(name, Model())
             for version in model.versions.keys() - present[name]:
                 self._catalogue.drop(name, version)
             for version in self._catalogue.order(name, present[name]):
                 await self._update(name, version, config, lanes)
+            self._catalogue.accept_config(name)
         for name in present.keys() - configs.keys():
             if name in unloaded:
                 self._catalogue.unload(name)
@@ -401,7 +404,7 @@ class TritonBackend:
             max_queue=self._max_queue,
             lanes=lanes,
             limits=self._limits,
-            observer=VersionObserver(self._metrics, name, self._catalogue.load),
+            observer=QueueObserver(self._metrics, name, self._queues),
             suspect=self._suspect,
         )
         try:
@@ -435,10 +438,33 @@ class TritonBackend:
             served.open(LOST)
 
 
+class Queues:
+    """How many images wait for a batch here, of all versions together."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+
+
+class QueueObserver(VersionObserver):
+    """Counts what waits in the queue of one version into the sum over all."""
+
+    def __init__(self, metrics: Metrics, model: str, queues: Queues) -> None:
+        super().__init__(metrics, model)
+        self._queues = queues
+        self._waiting = 0
+
+    def queued(self, depth: int) -> None:
+        super().queued(depth)
+        self._queues.waiting += depth - self._waiting
+        self._waiting = depth
+
+
 def _present(index: pb.RepositoryIndexResponse) -> dict[str, set[str]]:
     """Every model that Triton knows, with the versions that it has ready."""
     found: dict[str, set[str]] = {}
     for row in index.models:
+        if row.name.startswith("."):  # something is being published
+            continue
         versions = found.setdefault(row.name, set())
         if row.state == "READY" and row.version.isdecimal():
             versions.add(row.version)
@@ -447,9 +473,7 @@ def _present(index: pb.RepositoryIndexResponse) -> dict[str, set[str]]:
 
 def _unloaded(index: pb.RepositoryIndexResponse) -> set[str]:
     """Models that are not loaded because nobody wants them to be."""
-    return {
-        row.name for row in index.models if row.reason == "unloaded" or row.state == "UNLOADING" or not row.state
-    }
+    return {row.name for row in index.models if row.reason == "unloaded" or row.state == "UNLOADING" or not row.state}
 
 
 def _lanes(config: ModelConfig) -> int:

@@ -292,7 +292,7 @@ def test_errors_are_one_line_that_names_the_remedy(
 
 
 def test_unlike_any_name() -> None:
-    with pytest.raises(UnknownName, match="there are digits"):
+    with pytest.raises(UnknownName, match="there are cifar10, digits,"):
         data.load("zzz")
 
 

@@ -195,24 +195,83 @@ def test_a_new_version_under_load_fails_no_request_and_rolls_back(
         publish_tiny(models, seed=7)
         assert triton.load("tiny").status_code == 200
         gateway.wait_until(lambda: gateway.classify(picture(1)).json()["version"] == "2", 10)
-        assert (
-            gateway.classify(picture(1), version="1").json()["version"] == "1"
-        )  # still there: rolling back is instant
-        time.sleep(0.3)
-        assert set(load.codes) == {"ok"}
-        shutil.rmtree(models / "tiny" / "2")  # the hard way: what was at version 2 when Triton unloads it fails
-        assert triton.load("tiny").status_code == 200
-        gateway.wait_until(lambda: gateway.classify(picture(1)).json().get("version") == "1", 10)
+        for version, expects in (("1", "1"), (None, "2"), ("1", "1")):
+            card = gateway.client.put("/v1/models/tiny/version", json={"version": version}).json()
+            assert (card["version"], card["pinned"]) == (expects, version)
+            assert gateway.classify(picture(1)).json()["version"] == expects  # at once
+            time.sleep(0.3)
+        shutil.rmtree(models / "tiny" / "2")  # nobody is at version 2 any more: Triton may take it away
+        assert gateway.client.post("/v1/models/tiny/load").status_code == 200
+        gateway.wait_until(lambda: "2" not in gateway.models()["tiny"]["versions"], 10)
         time.sleep(0.3)
     assert load.wrong == []
-    assert set(load.codes) <= {"ok", "backend_unavailable"}
-    assert load.codes[-1] == "ok"
+    assert set(load.codes) == {"ok"}
+    assert len(load.codes) > 50
     assert set(read_config(models / "tiny" / "config.pbtxt").specs) == {"1", "2"}
-    assert triton.unload("tiny").status_code == 200
-    gateway.wait_until(lambda: not gateway.ready(), 5)
-    assert gateway.classify(picture(1)).json()["code"] == "backend_unavailable"
-    assert triton.load("tiny").status_code == 200
-    gateway.wait_until(gateway.ready, 5)
+
+
+def test_models_are_loaded_and_unloaded_through_the_gateway(triton: Triton, gateway: Server, models: Path) -> None:
+    with Load(gateway) as load:
+        time.sleep(0.3)
+        card = gateway.client.post("/v1/models/tiny/unload")
+        assert (card.status_code, card.json()["state"]) == (200, "unloaded")
+        assert not gateway.ready()
+        time.sleep(0.5)
+        assert gateway.classify(picture(1)).json()["code"] == "backend_unavailable"
+        assert gateway.client.post("/v1/models/tiny/load").json()["state"] == "ready"
+        time.sleep(0.3)
+    assert load.wrong == []
+    assert set(load.codes) == {"ok", "backend_unavailable"}  # what was accepted before was answered
+    assert load.codes[-1] == "ok"
+    assert gateway.metrics()("model_load_failures_total") == 0  # nothing failed: it was wanted so
+    publish_tiny(models, "new", seed=3)
+    assert gateway.client.post("/v1/models/new/load").json()["version"] == "1"
+    assert is_right(gateway.classify(picture(1), "new").json()["predictions"][0], picture(1), 3)
+    publish_tiny(models, "broken")
+    (models / "broken" / "1" / "model.onnx").write_bytes(b"nothing")
+    for model, code in (("broken", "backend_failed"), ("nobody", "unknown_model"), ("..", "not_found")):
+        answer = gateway.client.post(f"/v1/models/{model}/load".replace("..", "%2e%2e%2ftiny"))
+        assert answer.json()["code"] == code
+        assert "protobuf" not in answer.text.lower()
+        assert str(models) not in answer.text
+    assert gateway.client.post("/v1/models/nobody/unload").json()["code"] == "unknown_model"
+    triton.kill()
+    for call in ("load", "unload"):
+        answer = gateway.client.post(f"/v1/models/tiny/{call}")
+        assert (answer.status_code, answer.json()["code"]) == (503, "backend_unavailable")
+
+
+def test_a_route_over_triton(triton: Triton, gateway: Server, models: Path) -> None:
+    publish_tiny(models, seed=7)
+    assert gateway.client.post("/v1/models/tiny/load").json()["version"] == "2"
+    route = {"primary": "tiny:1", "canary": {"model": "tiny:2", "weight": 0.5}, "shadow": "tiny:2"}
+    assert gateway.client.put("/v1/routes/r", json=route).json()["problems"] == []
+
+    def asked(request_id: int) -> str:
+        answer = gateway.client.post(
+            "/v1/models/r/classify",
+            json={"images": [{"b64": _b64(picture(request_id))}]},
+            headers={"x-request-id": f"id-{request_id}"},
+        ).json()
+        assert is_right(answer["predictions"][0], picture(request_id), 0 if answer["version"] == "1" else 7)
+        return str(answer["version"])
+
+    versions = [asked(number) for number in range(40)]
+    assert versions == [asked(number) for number in range(40)]
+    assert set(versions) == {"1", "2"}
+    by_primary = 2 * versions.count("1")
+
+    def counts() -> dict[str, int]:
+        found: dict[str, int] = gateway.client.get("/v1/routes/r").json()["counts"]
+        return found
+
+    gateway.wait_until(lambda: counts()["compared"] + counts()["dropped"] == by_primary)
+    assert counts()["compared"] > 0
+    shutil.rmtree(models / "tiny" / "2")  # the canary goes: the primary stands in for it
+    assert gateway.client.post("/v1/models/tiny/load").status_code == 200
+    gateway.wait_until(lambda: "2" not in gateway.models()["tiny"]["versions"], 10)
+    assert {asked(number) for number in range(40)} == {"1"}
+    assert counts()["fallbacks"] > 0
 
 
 def test_a_triton_that_is_down_is_not_hammered(triton: Triton, gateway: Server) -> None:

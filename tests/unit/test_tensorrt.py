@@ -16,6 +16,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 from export import replay, repository, to_tensorrt
 from export.errors import RepositoryError, TensorRTError
 from export.replay import PLAN_FILE, sha256
+from export.triton_config import Deployment, build_config
 from service.spec import CONFIG_NAME, ImageSpec, ModelSpec, TensorRT, specs_from_config
 from tests.models import publish_tiny, tiny_spec
 
@@ -238,7 +239,7 @@ def test_a_verified_plan_is_published_for_triton_s_tensorrt(tmp_path: Path, monk
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_triton_s_onnx_runtime_is_asked_for_tensorrt(precision: str) -> None:
     spec = tiny_spec().model_copy(update={"precision": precision})
-    config = repository.build_config({"1": spec}, accelerator=(1, 4, 8))
+    config = build_config({"1": spec}, Deployment(accelerator=(1, 4, 8)))
     (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert accelerator.name == "tensorrt"
     assert dict(accelerator.parameters) == {
@@ -251,13 +252,13 @@ def test_triton_s_onnx_runtime_is_asked_for_tensorrt(precision: str) -> None:
     }
     assert (config.backend, config.max_batch_size) == ("onnxruntime", 8)
     assert config.instance_group[0].kind == triton.ModelInstanceGroup.KIND_GPU
-    assert not repository.build_config({"1": spec}).HasField("optimization")
+    assert not build_config({"1": spec}).HasField("optimization")
 
 
-def test_half_precision_takes_a_gpu_where_there_is_one() -> None:
+def test_all_but_int8_for_cpus_takes_a_gpu_where_there_is_one() -> None:
     kinds = {}
     for precision in ("fp32", "fp16", "int8"):
-        config = repository.build_config({"1": tiny_spec().model_copy(update={"precision": precision})})
+        config = build_config({"1": tiny_spec().model_copy(update={"precision": precision})})
         kinds[precision] = config.instance_group[0].kind
     group = triton.ModelInstanceGroup
-    assert kinds == {"fp32": group.KIND_CPU, "fp16": group.KIND_AUTO, "int8": group.KIND_CPU}
+    assert kinds == {"fp32": group.KIND_AUTO, "fp16": group.KIND_AUTO, "int8": group.KIND_CPU}

@@ -15,16 +15,17 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Scope
 
 from service import __version__
-from service.backends.base import ModelStatus
 from service.classifier import Classifier
-from service.errors import FoveaError, UnknownModel
+from service.errors import FoveaError
 from service.metrics import CONTENT_TYPE as METRICS_TYPE
 from service.metrics import Metrics
-from service.transports.http import schema
+from service.routes.control import Control
+from service.transports.http import admin as admin_calls
+from service.transports.http import models, schema
 from service.transports.http.bodies import BodyLimits
 from service.transports.http.gate import KEY, Gate, unexpected
 from service.transports.http.inference import Inference
-from service.transports.http.problems import CONTENT_TYPE, PROBLEMS, error_headers, problem_response
+from service.transports.http.problems import CONTENT_TYPE, error_headers, problem_response
 
 _DESCRIPTION = """Image classification: calibrated, verified before it serves.
 
@@ -77,23 +78,16 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "exclusiveMinimum": 0,
         "description": "The answer is of no use after this; what cannot be answered in time is refused at once.",
     },
-    "version": {"type": "string", "description": "A version of the model; the newest that is ready unless given."},
+    "version": {
+        "type": "string",
+        "description": "A version of the model; the pinned one, else the newest that is ready, unless given.",
+    },
 }
 
 _INFERENCE_ERRORS = (
     "invalid_request", "unknown_model", "too_large", "unsupported_format", "invalid_image", "overloaded",
     "backend_failed", "backend_unavailable", "deadline_exceeded",
 )  # fmt: skip
-
-
-def _problems(*codes: str) -> dict[int | str, dict[str, Any]]:
-    return {
-        PROBLEMS[code][0]: {
-            "description": f"`{code}`: {PROBLEMS[code][1]}",
-            "content": {CONTENT_TYPE.decode(): {"schema": {"$ref": "#/components/schemas/Problem"}}},
-        }
-        for code in codes
-    }
 
 
 def _parameters(*names: str) -> list[dict[str, Any]]:
@@ -114,28 +108,33 @@ class AsgiRoute(APIRoute):
 
 def build(
     classifier: Classifier,
+    control: Control,
     metrics: Metrics,
     limits: BodyLimits,
     *,
     default_timeout: float,
     max_timeout: float,
+    admin: bool,
     problems: Callable[[], Sequence[str]],
 ) -> ASGIApp:
     """Put the HTTP transport together.
 
     Args:
         classifier: Answers inference requests.
+        control: Carries out what operators ask for.
         metrics: Counted on, and shown at `/metrics`.
         limits: Of a request's body.
         default_timeout: Seconds until the deadline of a request that states none.
         max_timeout: Seconds until any deadline, at most.
+        admin: Whether operators' calls are taken.
         problems: Why the server is not ready, asked by `/readyz`.
     """
     # The documentation page's scripts are served from here: no foreign address, and it works offline.
     app = FastAPIOffline(title="Fovea", version=__version__, description=_DESCRIPTION, redoc_url=None)
     inference = Inference(classifier, limits, default_timeout=default_timeout, max_timeout=max_timeout)
     _add_inference(app.router, inference)
-    _add_models(app, classifier)
+    models.add(app, classifier, control)
+    admin_calls.add(app, classifier, control, allowed=admin, timeout=default_timeout)
     _add_operations(app, metrics, problems)
     for error in (FoveaError, HTTPException, Exception):
         app.add_exception_handler(error, _on_error)
@@ -176,7 +175,7 @@ def _add_inference(router: APIRouter, inference: Inference) -> None:
                 handler=handler,
                 methods=["POST"],
                 response_model=answer,
-                responses=_problems(*_INFERENCE_ERRORS),
+                responses=schema.problems(*_INFERENCE_ERRORS),
                 summary=summary,
                 description="",
                 operation_id=path.strip("/").replace("/", "_").replace("{", "").replace("}", ""),
@@ -191,57 +190,6 @@ def _add_inference(router: APIRouter, inference: Inference) -> None:
     add("/v1/models/{model}/embed", inference.embed, schema.EmbedAnswer, "Features", "timeout_ms", "version")
 
 
-def _add_models(app: FastAPI, classifier: Classifier) -> None:
-    @app.get("/v1/models", response_model=schema.Models, tags=["models"], summary="All models")
-    async def models() -> Any:
-        by_name: dict[str, list[ModelStatus]] = {}
-        for status in classifier.models():
-            by_name.setdefault(status.name, []).append(status)
-        return {"models": [_summary(statuses) for statuses in by_name.values()]}
-
-    @app.get(
-        "/v1/models/{model}",
-        response_model=schema.ModelCard,
-        responses=_problems("unknown_model"),
-        tags=["models"],
-        summary="A model's card",
-    )
-    async def card(model: str) -> Any:
-        statuses = [status for status in classifier.models() if status.name == model]
-        if not statuses:
-            raise UnknownModel(f"there is no model {model!r}; GET /v1/models lists them")
-        spec = _current(statuses).spec
-        return _summary(statuses) | {
-            "spec": spec and spec.model_dump(mode="json", exclude={"golden": {"__all__": {"data"}}})
-        }
-
-
-def _current(statuses: list[ModelStatus]) -> ModelStatus:
-    """The version that answers by default, or the newest if none is ready."""
-    return next((status for status in reversed(statuses) if status.state == "ready"), statuses[-1])
-
-
-def _summary(statuses: list[ModelStatus]) -> dict[str, Any]:
-    current = _current(statuses)
-    return {
-        "name": current.name,
-        "kind": "model",
-        "state": current.state,
-        "version": current.version or None,
-        "architecture": current.spec and current.spec.architecture,
-        "labels": current.spec and len(current.spec.labels),
-        "versions": [
-            {
-                "version": status.version,
-                "state": status.state,
-                "problem": status.problem,
-                "golden_difference": status.golden_difference,
-            }
-            for status in statuses
-        ],
-    }
-
-
 def _add_operations(app: FastAPI, metrics: Metrics, problems: Callable[[], Sequence[str]]) -> None:
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
@@ -254,7 +202,7 @@ def _add_operations(app: FastAPI, metrics: Metrics, problems: Callable[[], Seque
     @app.get(
         "/readyz",
         response_model=schema.Health,
-        responses=_problems("backend_unavailable"),
+        responses=schema.problems("backend_unavailable"),
         tags=["operations"],
         summary="Requests will be answered",
     )
@@ -273,7 +221,7 @@ def _add_operations(app: FastAPI, metrics: Metrics, problems: Callable[[], Seque
     async def exposition() -> Response:
         return Response(metrics.exposition(), media_type=METRICS_TYPE)
 
-    app.openapi_tags = [{"name": "inference"}, {"name": "models"}, {"name": "operations"}]
+    app.openapi_tags = [{"name": name} for name in ("inference", "models", "routes", "operations")]
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -89,7 +89,14 @@ class Inference:
         images = await self._images(scope, receive, deadline, exchange)
         answer = await _unless_gone(
             receive,
-            self._classifier.classify(images, model=model, version=query.version, top_k=query.top_k, deadline=deadline),
+            self._classifier.classify(
+                images,
+                model=model,
+                version=query.version,
+                request_id=exchange.request_id,
+                top_k=query.top_k,
+                deadline=deadline,
+            ),
         )
         await respond(send, 200, _body(answer))
 
@@ -97,7 +104,10 @@ class Inference:
         exchange, model, query, deadline = self._begin(scope, ("timeout_ms", "version"))
         images = await self._images(scope, receive, deadline, exchange)
         answer = await _unless_gone(
-            receive, self._classifier.embed(images, model=model, version=query.version, deadline=deadline)
+            receive,
+            self._classifier.embed(
+                images, model=model, version=query.version, request_id=exchange.request_id, deadline=deadline
+            ),
         )
         await respond(send, 200, _body(answer))
 
@@ -107,9 +117,10 @@ class Inference:
         query = parse_query(scope["query_string"], allowed)
         parameters: dict[str, str] = scope.get("path_params", {})
         # Fails before the body is read if there is no such model; the name is safe as a metric label from here on.
-        exchange.model = self._classifier.resolve(parameters.get("model"), query.version).spec.name
+        model = self._classifier.named(parameters.get("model"))
+        exchange.model = self._classifier.resolve(model, query.version, exchange.request_id).spec.name
         timeout = self._default_timeout if query.timeout_ms is None else query.timeout_ms / 1000
-        return exchange, exchange.model, query, exchange.arrived + min(timeout, self._max_timeout)
+        return exchange, model, query, exchange.arrived + min(timeout, self._max_timeout)
 
     async def _images(self, scope: Scope, receive: Receive, deadline: float, exchange: Exchange) -> list[bytes]:
         body = await read_body(scope, receive, self._limits.max_bytes, deadline)

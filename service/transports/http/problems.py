@@ -14,7 +14,7 @@ CONTENT_TYPE = b"application/problem+json"
 PROBLEMS = {
     "invalid_request": (400, "The request cannot be understood"),
     "unauthorized": (401, "A valid key is needed"),
-    "forbidden": (403, "The key lacks the scope"),
+    "forbidden": (403, "Not allowed"),
     "unknown_model": (404, "No such model"),
     "not_found": (404, "No such path"),
     "method_not_allowed": (405, "The path does not take this method"),

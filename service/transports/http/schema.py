@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from service.transports.http.problems import PROBLEMS
+from service.routes.table import Canary
+from service.transports.http.problems import CONTENT_TYPE, PROBLEMS
+
+
+def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """Responses that are problem details, for the OpenAPI document."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for code in codes:
+        status, title = PROBLEMS[code]
+        responses[status] = {
+            "description": f"`{code}`: {title}",
+            "content": {CONTENT_TYPE.decode(): {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+    return responses
 
 
 def _example(value: dict[str, Any]) -> ConfigDict:
@@ -102,16 +115,20 @@ class EmbedAnswer(BaseModel):
 
 class ModelVersion(BaseModel):
     version: str
-    state: Literal["loading", "ready", "failed"]
+    state: Literal["loading", "ready", "failed", "unloaded"]
     problem: str | None
     golden_difference: float | None
 
 
 class ModelSummary(BaseModel):
+    """`version` answers requests that name none; it is the `pinned` one or, where that does not serve, the newest."""
+
     name: str
     kind: Literal["model"]
-    state: Literal["loading", "ready", "failed"]
+    state: Literal["loading", "ready", "failed", "unloaded"]
     version: str | None
+    pinned: str | None
+    problem: str | None
     architecture: str | None
     labels: int | None
     versions: list[ModelVersion]
@@ -125,6 +142,56 @@ class ModelCard(ModelSummary):
     """A summary and the whole spec of the version that answers by default; golden images without their bytes."""
 
     spec: dict[str, Any] | None
+
+
+class Pin(BaseModel):
+    """The version that answers requests that name none; null: the newest."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": "1"}]})
+    version: str | None = Field(max_length=20)
+
+
+class RouteCounts(BaseModel):
+    """Since the route was last changed: requests; images for `compared`, `disagreements` and `dropped`."""
+
+    requests: int
+    canary: int
+    canary_share: float | None
+    fallbacks: int
+    compared: int
+    disagreements: int
+    dropped: int
+
+
+class RouteCard(BaseModel):
+    model_config = _example(
+        {
+            "name": "digits",
+            "primary": "lenet5-digits:1",
+            "canary": {"model": "lenet5-digits:2", "weight": 0.1},
+            "shadow": "lenet5-digits:2",
+            "problems": [],
+            "counts": {
+                "requests": 1000,
+                "canary": 97,
+                "canary_share": 0.097,
+                "fallbacks": 0,
+                "compared": 880,
+                "disagreements": 3,
+                "dropped": 23,
+            },
+        }
+    )
+    name: str
+    primary: str
+    canary: Canary | None
+    shadow: str | None
+    problems: list[str]
+    counts: RouteCounts
+
+
+class Routes(BaseModel):
+    routes: list[RouteCard]
 
 
 class Health(BaseModel):

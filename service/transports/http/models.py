@@ -1,0 +1,77 @@
+"""What there is to ask: the list of models and each one's card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from service.backends.base import ModelStatus
+from service.classifier import Classifier
+from service.errors import UnknownModel
+from service.routes.control import Control
+from service.transports.http import schema
+
+
+def add(app: FastAPI, classifier: Classifier, control: Control) -> None:
+    """Add the calls to an application."""
+
+    @app.get("/v1/models", response_model=schema.Models, tags=["models"], summary="All models")
+    async def models() -> Any:
+        by_name: dict[str, list[ModelStatus]] = {}
+        for status in classifier.models():
+            by_name.setdefault(status.name, []).append(status)
+        return {"models": [_summary(statuses, control) for statuses in by_name.values()]}
+
+    @app.get(
+        "/v1/models/{model}",
+        response_model=schema.ModelCard,
+        responses=schema.problems("unknown_model"),
+        tags=["models"],
+        summary="A model's card",
+    )
+    async def model_card(model: str) -> Any:
+        return card(classifier, control, model)
+
+
+def card(classifier: Classifier, control: Control, model: str) -> dict[str, Any]:
+    """Everything known of a model.
+
+    Raises:
+        UnknownModel: There is none of that name.
+    """
+    statuses = [status for status in classifier.models() if status.name == model]
+    if not statuses:
+        raise UnknownModel(f"there is no model {model!r}; GET /v1/models lists them, GET /v1/routes the routes")
+    spec = _current(statuses).spec
+    return _summary(statuses, control) | {
+        "spec": spec and spec.model_dump(mode="json", exclude={"golden": {"__all__": {"data"}}})
+    }
+
+
+def _current(statuses: list[ModelStatus]) -> ModelStatus:
+    """The version that answers by default, or the newest if none is ready."""
+    return next((status for status in statuses if status.current), statuses[-1])
+
+
+def _summary(statuses: list[ModelStatus], control: Control) -> dict[str, Any]:
+    current = _current(statuses)
+    return {
+        "name": current.name,
+        "kind": "model",
+        "state": current.state,
+        "version": current.version or None,
+        "pinned": control.pinned(current.name),
+        "problem": control.problem(current.name, current if current.current else None),
+        "architecture": current.spec and current.spec.architecture,
+        "labels": current.spec and len(current.spec.labels),
+        "versions": [
+            {
+                "version": status.version,
+                "state": status.state,
+                "problem": status.problem,
+                "golden_difference": status.golden_difference,
+            }
+            for status in statuses
+        ],
+    }
