@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     triton_url: str = "127.0.0.1:8001"
     """Triton's gRPC address, host:port, for that backend; its models are its own."""
     default_model: str | None = None
-    """Model or route of requests that name none; not needed while there is only one model."""
+    """Model or route of requests that name none; by default the only model, or the bundled lenet5-digits."""
     state_dir: Path | None = None
     """Directory that keeps routes and pinned versions over a restart; unless given they end with the process."""
     admin: bool | None = None
