@@ -39,8 +39,9 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with two snapshots."""
     folder = tmp_path_factory.mktemp("pretrained") / "run"
     command = ["train", "--arch", "lenet5", "--data", "few-digits", "--epochs", "6", "--snapshots", "2"]
-    data.LOADERS["few-digits"] = few_digits.load
-    assert main([*command, "--out", str(folder)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(data.LOADERS, "few-digits", few_digits.load)
+        assert main([*command, "--out", str(folder)]) == 0
     return folder
 
 
