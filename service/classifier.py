@@ -8,7 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Generic, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,17 @@ from numpy.typing import NDArray
 from service.backends.base import InferenceBackend, ModelStatus, Row, ServedModel, Ticket
 from service.calibration import energy, prediction_set, probabilities
 from service.errors import BackendFailed, DeadlineExceeded, FoveaError, InvalidRequest, Overloaded, TooLarge
+from service.explain import (
+    ALPHA,
+    COLORMAP,
+    Explanation,
+    Size,
+    explanation,
+    overlay,
+    stated_size,
+    unknown_label,
+    upright_size,
+)
 from service.header import probe
 from service.metrics import Metrics
 from service.routes.shadow import Seen, Shadows
@@ -31,7 +43,9 @@ BUNDLED = "lenet5-digits"  # comes with Fovea
 
 LOGITS = frozenset({"logits"})
 FEATURES = frozenset({"features"})
+EXPLAINED = frozenset({"logits", "cam"})
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -72,6 +86,22 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class ExplainedPrediction(Prediction):
+    """A prediction with what speaks for its best class."""
+
+    explanation: Explanation
+
+
+@dataclass(frozen=True, slots=True)
+class Explained(Explanation):
+    """What speaks for one class of one image, and how probable that class is."""
+
+    probability: float  # calibrated
+    colormap: str  # of the overlay
+    timings_ms: Timings
+
+
+@dataclass(frozen=True, slots=True)
 class Features:
     """Penultimate activations of one image, `[D]`."""
 
@@ -89,7 +119,7 @@ class Answer(Generic[T]):
 
 
 class Classifier:
-    """Classifies and embeds images with the backend's models.
+    """Classifies, explains and embeds images with the backend's models.
 
     Args:
         backend: Runs the models.
@@ -98,7 +128,7 @@ class Classifier:
         shadows: Classify behind the back of those who ask for a route.
         default_model: For requests that name none; if None, the only model there is, or the bundled one among several.
         max_images: In one request.
-        decode_threads: For images too large to decode on the event loop.
+        decode_threads: For images too large to decode on the event loop, and for drawing.
     """
 
     def __init__(
@@ -129,6 +159,7 @@ class Classifier:
         version: str | None = None,
         request_id: str = "",
         top_k: int = 5,
+        explain: bool = False,
         deadline: float = math.inf,
     ) -> Answer[Prediction]:
         """Classify encoded images.
@@ -139,6 +170,7 @@ class Classifier:
             version: Of a model; None for the pinned one, else the newest.
             request_id: Decides between a route's primary and its canary, always alike.
             top_k: Classes per image; all of them if there are fewer.
+            explain: Answer with an `ExplainedPrediction` for each image, from the same pass through the network.
             deadline: On the clock of `time.monotonic`, seconds.
 
         Raises:
@@ -152,8 +184,12 @@ class Classifier:
             seen = [] if choice.route.route.shadow and not choice.canary else None
 
         async def one(ticket: Ticket, image: bytes) -> Prediction:
-            row, sample, decode_seconds = await self._infer(served, ticket, image, LOGITS, deadline)
+            outputs = EXPLAINED if explain else LOGITS
+            row, sample, decode_seconds = await self._infer(served, ticket, image, outputs, deadline)
+            size = await self._upright_size(image, deadline) if explain else None
             prediction = self._predict(served.spec, row, top_k, _timings(began, decode_seconds, row))
+            if size:
+                prediction = _with(prediction, explanation(served.spec, row.outputs, size))
             if seen is not None:
                 seen.append(Seen(image, sample, prediction.classes[0].label))
             return prediction
@@ -184,6 +220,65 @@ class Classifier:
             return Features(features, _timings(began, decode_seconds, row))
 
         return await self._answer(served, images, deadline, one)
+
+    async def explain(
+        self,
+        images: Sequence[bytes],
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        request_id: str = "",
+        label: str | None = None,
+        deadline: float = math.inf,
+    ) -> Answer[Explained]:
+        """What speaks for a class in encoded images; other arguments and errors as `classify`.
+
+        Not counted among the predictions: most who ask have asked for the prediction before.
+
+        Args:
+            label: The class; None for each image's most probable one.
+
+        Raises:
+            InvalidRequest: The model does not know the label; or, in an image's place, has no map of it for this image.
+        """
+        served = await self._explainer(model, version, request_id, label, deadline)
+        began = time.monotonic()
+
+        async def one(ticket: Ticket, image: bytes) -> Explained:
+            return await self._explain(served, ticket, image, label, began, deadline)
+
+        return await self._answer(served, images, deadline, one)
+
+    async def overlay(
+        self,
+        image: bytes,
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        request_id: str = "",
+        label: str | None = None,
+        alpha: float = ALPHA,
+        deadline: float = math.inf,
+    ) -> bytes:
+        """A PNG of what speaks for a class, drawn over the image; other arguments and errors as `explain`.
+
+        Args:
+            alpha: Opacity of the colours where most speaks for the class, from 0 to 1.
+        """
+        served = await self._explainer(model, version, request_id, label, deadline)
+        began = time.monotonic()
+
+        async def one(ticket: Ticket, image: bytes) -> bytes:
+            found = await self._explain(served, ticket, image, label, began, deadline)
+            spec = served.spec
+            text = f"class activation map of {found.label} by {spec.name} version {spec.version}, in {found.colormap}"
+            draw = partial(overlay, background=spec.image.background, alpha=alpha, description=text)
+            return await self._aside("the overlay was drawn", deadline, draw, image, found)
+
+        (drawn,) = (await self._answer(served, [image], deadline, one)).results
+        if isinstance(drawn, FoveaError):
+            raise drawn
+        return drawn
 
     def resolve(self, model: str | None, version: str | None, request_id: str = "") -> ServedModel:
         """The version that answers such a request.
@@ -256,6 +351,42 @@ class Classifier:
                 ticket.close()
         return Answer(served.spec.name, served.spec.version, results)
 
+    async def _explainer(
+        self, model: str | None, version: str | None, request_id: str, label: str | None, deadline: float
+    ) -> ServedModel:
+        """Who explains a label, which it knows."""
+        served, choice = self._choose(model, version, request_id)
+        if label is not None and label not in served.spec.labels:
+            raise await self._aside("the label was looked for", deadline, unknown_label, served.spec, label)
+        if choice is not None:
+            choice.route.count(choice)
+        return served
+
+    async def _explain(
+        self, served: ServedModel, ticket: Ticket, image: bytes, label: str | None, began: float, deadline: float
+    ) -> Explained:
+        row, _, decode_seconds = await self._infer(served, ticket, image, EXPLAINED, deadline)
+        size = await self._upright_size(image, deadline)
+        found = explanation(served.spec, row.outputs, size, label)
+        logits = np.asarray(row.outputs["logits"], np.float32)
+        probability = float(probabilities(logits, served.spec.calibration.temperature)[found.index])
+        return Explained(
+            found.label,
+            found.index,
+            found.map,
+            found.region,
+            found.image_size,
+            round(probability, 6),
+            COLORMAP,
+            _timings(began, decode_seconds, row),
+        )
+
+    async def _upright_size(self, image: bytes, deadline: float) -> Size:
+        """Width and height of an image that has been decoded before."""
+        if size := stated_size(image):
+            return size
+        return await self._aside("the image was measured", deadline, upright_size, image)
+
     async def _infer(
         self, served: ServedModel, ticket: Ticket, image: bytes, outputs: frozenset[str], deadline: float
     ) -> tuple[Row, NDArray[np.uint8], float]:
@@ -269,7 +400,7 @@ class Classifier:
             if _is_quick(image):
                 sample = served.preprocess(image)
             else:
-                sample = await self._decode(served, image, deadline)
+                sample = await self._aside("the image was decoded", deadline, served.preprocess, image)
             decode_seconds = time.monotonic() - started
             row = await ticket.infer(sample, outputs)
         except FoveaError as error:
@@ -279,14 +410,14 @@ class Classifier:
         self._metrics.queue_seconds.labels(served.spec.name).observe(row.queue_seconds)
         return row, sample, decode_seconds
 
-    async def _decode(self, served: ServedModel, image: bytes, deadline: float) -> NDArray[np.uint8]:
-        """Decode on another thread; what is still waiting for one at its deadline is dropped."""
-        work = asyncio.get_running_loop().run_in_executor(self._decoders, served.preprocess, image)
+    async def _aside(self, done: str, deadline: float, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Work on another thread; what is still waiting for one at its deadline is dropped."""
+        future = asyncio.get_running_loop().run_in_executor(self._decoders, partial(work, *args, **kwargs))
         try:
             async with asyncio.timeout(None if deadline == math.inf else deadline - time.monotonic()):
-                return await work
+                return await future
         except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the image was decoded") from None
+            raise DeadlineExceeded(f"the deadline passed before {done}") from None
 
     def _predict(self, spec: ModelSpec, row: Row, top_k: int, timings: Timings) -> Prediction:
         calibration = spec.calibration
@@ -335,6 +466,17 @@ def _timings(began: float, decode_seconds: float, row: Row) -> Timings:
         return round(seconds * 1000, 3)
 
     return Timings(ms(decode_seconds), ms(row.queue_seconds), ms(row.infer_seconds), ms(time.monotonic() - began))
+
+
+def _with(prediction: Prediction, found: Explanation) -> ExplainedPrediction:
+    return ExplainedPrediction(
+        prediction.classes,
+        prediction.prediction_set,
+        prediction.coverage,
+        prediction.abstained,
+        prediction.timings_ms,
+        found,
+    )
 
 
 def _result(settled: T | BaseException) -> T | FoveaError:

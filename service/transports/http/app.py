@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Scope
 from service import __version__
 from service.classifier import Classifier
 from service.errors import FoveaError
+from service.explain import ALPHA
 from service.metrics import CONTENT_TYPE as METRICS_TYPE
 from service.metrics import Metrics
 from service.routes.control import Control
@@ -29,7 +30,8 @@ from service.transports.http.problems import CONTENT_TYPE, error_headers, proble
 
 _DESCRIPTION = """Image classification: calibrated, verified before it serves.
 
-Send an image, or several, to `classify`. Errors are problem details (RFC 9457) with a stable `code`.
+Send an image, or several, to `classify`; `explain` shows where a model looked. Errors are problem details (RFC 9457)
+with a stable `code`.
 """
 
 _BODY = {
@@ -73,6 +75,23 @@ _BODY = {
 
 _PARAMETERS: dict[str, dict[str, Any]] = {
     "top_k": {"type": "integer", "minimum": 1, "default": 5, "description": "Classes per image."},
+    "explain": {
+        "type": "boolean",
+        "default": False,
+        "description": "Answer with the class activation map of each image's best class as well.",
+    },
+    "label": {
+        "type": "string",
+        "description": "The class to explain; the most probable one unless given. A model has maps of the (up to five)"
+        " most probable classes of an image.",
+    },
+    "alpha": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 1,
+        "default": ALPHA,
+        "description": "Opacity of the overlay's colours where the map is strongest.",
+    },
     "timeout_ms": {
         "type": "number",
         "exclusiveMinimum": 0,
@@ -83,6 +102,8 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "description": "A version of the model; the pinned one, else the newest that is ready, unless given.",
     },
 }
+
+_OVERLAY = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
 
 _INFERENCE_ERRORS = (
     "invalid_request", "unknown_model", "too_large", "unsupported_format", "invalid_image", "overloaded",
@@ -143,7 +164,11 @@ def build(
 
 def _shortcut(inference: Inference) -> Callable[[Scope], ASGIApp | None]:
     """Find an inference handler without walking the framework's routes."""
-    handlers: dict[str, ASGIApp] = {"classify": inference.classify, "embed": inference.embed}
+    handlers: dict[str, ASGIApp] = {
+        "classify": inference.classify,
+        "embed": inference.embed,
+        "explain": inference.explain,
+    }
 
     def find(scope: Scope) -> ASGIApp | None:
         if scope["method"] != "POST":
@@ -160,10 +185,21 @@ def _shortcut(inference: Inference) -> Callable[[Scope], ASGIApp | None]:
 
 
 def _add_inference(router: APIRouter, inference: Inference) -> None:
-    def add(path: str, handler: ASGIApp, answer: type, summary: str, *parameters: str) -> None:
+    def add(
+        path: str,
+        handler: ASGIApp,
+        answer: type,
+        summary: str,
+        *parameters: str,
+        description: str = "",
+        also: Any = None,
+    ) -> None:
         async def documented() -> None:
             """Stands in for the handler in the OpenAPI document."""
 
+        responses = schema.problems(*_INFERENCE_ERRORS)
+        if also:
+            responses[200] = {"content": also}
         named = "{model}" in path
         declared = _parameters(*parameters)
         if named:
@@ -175,19 +211,29 @@ def _add_inference(router: APIRouter, inference: Inference) -> None:
                 handler=handler,
                 methods=["POST"],
                 response_model=answer,
-                responses=schema.problems(*_INFERENCE_ERRORS),
+                responses=responses,
                 summary=summary,
-                description="",
+                description=description,
                 operation_id=path.strip("/").replace("/", "_").replace("{", "").replace("}", ""),
                 tags=["inference"],
                 openapi_extra={"requestBody": _BODY, "parameters": declared},
             )
         )
 
-    classify = ("top_k", "timeout_ms", "version")
+    classify = ("top_k", "explain", "timeout_ms", "version")
     add("/v1/classify", inference.classify, schema.ClassifyAnswer, "Classify with the default model", *classify)
     add("/v1/models/{model}/classify", inference.classify, schema.ClassifyAnswer, "Classify", *classify)
     add("/v1/models/{model}/embed", inference.embed, schema.EmbedAnswer, "Features", "timeout_ms", "version")
+    add(
+        "/v1/models/{model}/explain",
+        inference.explain,
+        schema.ExplainAnswer,
+        "Explain",
+        *("label", "alpha", "timeout_ms", "version"),
+        also=_OVERLAY,
+        description="What speaks for a class: its class activation map, from the pass that classifies. With `Accept:"
+        " image/png`, and one image, drawn over the image in viridis, outside of what the model saw dimmed.",
+    )
 
 
 def _add_operations(app: FastAPI, metrics: Metrics, problems: Callable[[], Sequence[str]]) -> None:

@@ -1,8 +1,9 @@
-"""`classify` and `embed` as plain ASGI handlers: no framework on the path of an image."""
+"""`classify`, `embed` and `explain` as plain ASGI handlers: no framework on the path of an image."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.classifier import Answer, Classifier
 from service.errors import FoveaError, InvalidRequest
+from service.explain import ALPHA
 from service.transports.http.bodies import BodyLimits, header, images_in, read_body
 from service.transports.http.gate import KEY, ClientGone, Exchange, respond
 from service.transports.http.problems import problem
@@ -30,6 +32,9 @@ class Query:
     top_k: int = 5
     timeout_ms: float | None = None
     version: str | None = None
+    explain: bool = False
+    label: str | None = None
+    alpha: float = ALPHA
 
 
 _DEFAULT_QUERY = Query()
@@ -53,17 +58,53 @@ def parse_query(query: bytes, allowed: tuple[str, ...]) -> Query:
     top_k, timeout = values.get("top_k", "5"), values.get("timeout_ms")
     if not (top_k.isascii() and top_k.isdigit() and int(top_k[:9]) >= 1 and len(top_k) < 10):
         raise InvalidRequest("top_k must be a whole number, at least 1")
-    return Query(int(top_k), None if timeout is None else _milliseconds(timeout), values.get("version"))
+    if (explain := values.get("explain", "false")) not in ("true", "false"):
+        raise InvalidRequest("explain must be true or false")
+    alpha = values.get("alpha")
+    return Query(
+        int(top_k),
+        None if timeout is None else _milliseconds(timeout),
+        values.get("version"),
+        explain == "true",
+        values.get("label"),
+        ALPHA if alpha is None else _opacity(alpha),
+    )
 
 
 def _milliseconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
+    value = _number(text)
+    if not 0 < value < math.inf:
         raise InvalidRequest("timeout_ms must be a number of milliseconds, more than 0")
     return value
+
+
+def _opacity(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise InvalidRequest("alpha must be a number from 0 to 1")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def prefers_png(accept: bytes) -> bool:
+    """Whether an `Accept` header (RFC 9110) asks for a PNG rather than JSON; who does not care gets JSON."""
+    weights: dict[bytes, float] = {}
+    for entry in accept.lower().split(b","):
+        kind, *parameters = (part.strip() for part in entry.split(b";"))
+        weight = next((_number(part[2:].decode("latin-1")) for part in parameters if part.startswith(b"q=")), 1.0)
+        weights[kind] = max(weight, weights.get(kind, 0.0))
+
+    def weight_of(*kinds: bytes) -> float:
+        return next((weights[kind] for kind in kinds if kind in weights), 0.0)
+
+    png = weight_of(b"image/png", b"image/*", b"*/*")
+    return png > weight_of(b"application/json", b"application/*", b"*/*")
 
 
 class Inference:
@@ -85,7 +126,7 @@ class Inference:
         self._max_timeout = max_timeout
 
     async def classify(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange, model, query, deadline = self._begin(scope, ("top_k", "timeout_ms", "version"))
+        exchange, model, query, deadline = self._begin(scope, ("top_k", "explain", "timeout_ms", "version"))
         images = await self._images(scope, receive, deadline, exchange)
         answer = await _unless_gone(
             receive,
@@ -95,6 +136,7 @@ class Inference:
                 version=query.version,
                 request_id=exchange.request_id,
                 top_k=query.top_k,
+                explain=query.explain,
                 deadline=deadline,
             ),
         )
@@ -110,6 +152,39 @@ class Inference:
             ),
         )
         await respond(send, 200, _body(answer))
+
+    async def explain(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange, model, query, deadline = self._begin(scope, ("label", "alpha", "timeout_ms", "version"))
+        images = await self._images(scope, receive, deadline, exchange)
+        if not prefers_png(header(scope, b"accept")):
+            answer = await _unless_gone(
+                receive,
+                self._classifier.explain(
+                    images,
+                    model=model,
+                    version=query.version,
+                    request_id=exchange.request_id,
+                    label=query.label,
+                    deadline=deadline,
+                ),
+            )
+            await respond(send, 200, _body(answer))
+            return
+        if len(images) > 1:
+            raise InvalidRequest("a PNG shows one image: send one, or ask for JSON with Accept: application/json")
+        drawn = await _unless_gone(
+            receive,
+            self._classifier.overlay(
+                images[0],
+                model=model,
+                version=query.version,
+                request_id=exchange.request_id,
+                label=query.label,
+                alpha=query.alpha,
+                deadline=deadline,
+            ),
+        )
+        await respond(send, 200, drawn, b"image/png")
 
     def _begin(self, scope: Scope, allowed: tuple[str, ...]) -> tuple[Exchange, str, Query, float]:
         exchange: Exchange = scope[KEY]

@@ -62,6 +62,19 @@ class ClassScore(BaseModel):
     probability: float
 
 
+class Explanation(BaseModel):
+    """What speaks for one class in one image."""
+
+    label: str
+    index: int
+    map: list[list[float]] = Field(description="`h` rows of `w` numbers from 0 to 1, the class activation map.")
+    region: tuple[float, float, float, float] = Field(
+        description="Left, top, right and bottom of what the map covers, in pixels of the upright image; beyond the"
+        " image where the model pads it."
+    )
+    image_size: tuple[int, int] = Field(description="Width and height of the upright image.")
+
+
 class Prediction(BaseModel):
     """The answer for one image."""
 
@@ -70,6 +83,7 @@ class Prediction(BaseModel):
     coverage: float | None
     abstained: bool
     timings_ms: Timings
+    explanation: Explanation | None = Field(default=None, description="With `explain=true`, of the best class.")
 
 
 class Failed(BaseModel):
@@ -100,6 +114,36 @@ class ClassifyAnswer(BaseModel):
     model: str
     version: str
     predictions: list[Prediction | Failed]
+
+
+class Explained(Explanation):
+    probability: float
+    colormap: str = Field(description="Of the PNG overlay.")
+    timings_ms: Timings
+
+
+class ExplainAnswer(BaseModel):
+    model_config = _example(
+        {
+            "model": "lenet5-digits",
+            "version": "1",
+            "predictions": [
+                {
+                    "label": "7",
+                    "index": 7,
+                    "map": [[0.0, 0.0821, 0.2114], [0.0, 0.4373, 1.0], [0.0, 0.3052, 0.6127]],
+                    "region": [0.0, 0.0, 32.0, 32.0],
+                    "image_size": [32, 32],
+                    "probability": 0.998,
+                    "colormap": "viridis",
+                    "timings_ms": {"decode": 0.05, "queue": 0.02, "infer": 0.3, "total": 0.6},
+                }
+            ],
+        }
+    )
+    model: str
+    version: str
+    predictions: list[Explained | Failed]
 
 
 class Features(BaseModel):
