@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
-from service.classifier import Classifier, Prediction
+from service.answers import Prediction
+from service.classifier import Classifier
 from service.errors import FoveaError, InvalidImage
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})

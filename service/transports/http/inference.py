@@ -12,7 +12,8 @@ from urllib.parse import parse_qsl
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from service.classifier import Answer, Classifier
+from service.answers import Answer
+from service.classifier import Classifier
 from service.errors import FoveaError, InvalidRequest
 from service.explain import ALPHA
 from service.transports.http.bodies import BodyLimits, header, images_in, read_body
