@@ -60,7 +60,8 @@ def test_networks_of_the_field_are_published_and_served(names: tuple[str, ...], 
     for arch, name in models.items():
         assert main(["publish", "--arch", arch, "--name", name, "--repository", str(repository)]) == 0
     image = samples.photographs()["flower-whole.jpg"]
-    with Server(repository, tmp_path).start() as server:
+    with Server(repository, tmp_path).start(ready=False) as server:
+        server.wait_until(server.ready, 120)  # ten networks, some of hundreds of megabytes
         listed = server.models()
         answers = {
             name: server.client.post(f"/v1/models/{name}/classify", content=image).status_code
