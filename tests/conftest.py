@@ -9,14 +9,14 @@ import hypothesis
 import pytest
 
 from tests.faults import publish_poisonable
-from tests.models import publish_tiny
+from tests.models import publish_tiny, rounds_of
 from tests.server import RUNNING, Server
 
 # Examples are judged by what they do; how long they take says more about the machine.
 hypothesis.settings.register_profile("fovea", deadline=None)
 hypothesis.settings.load_profile("fovea")
 
-SLOW_ROUNDS = 100  # milliseconds of a batch of the slow model, about
+SLOW_ROUNDS = rounds_of(0.1)  # a batch of the slow model takes about a tenth of a second
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import io
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -92,6 +94,22 @@ def tiny_model(path: Path, labels: int = 3, size: int = 8, seed: int = 0, work: 
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
+
+
+def rounds_of(seconds: float) -> int:
+    """How many rounds of idle arithmetic take about that long on this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / MODEL_FILE
+        tiny_model(path, work=20)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    taken = []
+    for _ in range(4):
+        started = time.perf_counter()
+        session.run(["logits"], {"image": np.zeros((1, 8, 8, CHANNELS), np.uint8)})
+        taken.append(time.perf_counter() - started)
+    return round(20 * seconds / min(taken))
 
 
 def tiny_spec(name: str = "tiny", labels: int = 3, size: int = 8, seed: int = 0) -> ModelSpec:
