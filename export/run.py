@@ -141,7 +141,9 @@ def begin(folder: Path, record: Run) -> Metrics | None:
     Raises:
         RunError: The folder holds another run.
     """
-    if not (folder / RUN).is_file():
+    # A run that failed or was killed before its first epoch had ended has nothing to go on with, and nothing to lose.
+    trained = any((folder / name).is_file() for name in (RESUME, CHECKPOINT, METRICS))
+    if not trained or not (folder / RUN).is_file():
         write(folder / RUN, record.model_dump_json(indent=2).encode() + b"\n")
     known = _read(folder, Run, RUN)
     if known != record:

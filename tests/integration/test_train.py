@@ -79,6 +79,24 @@ def test_a_finished_run_is_left_alone_and_another_one_refused(
     assert "holds another run (epochs 6, not 8; learning_rate 0.006, not 0.01): remove it" in capsys.readouterr().err
 
 
+def test_a_run_that_failed_at_once_stands_in_nobody_s_way(tmp_path: Path) -> None:
+    command = [
+        "train",
+        "--arch",
+        "linear",
+        "--data",
+        "few-digits",
+        "--epochs",
+        "1",
+        "--out",
+        str(tmp_path),
+        "--augment",
+    ]
+    assert main([*command, "rotaton"]) == 2
+    assert main([*command, "rotation"]) == 0
+    assert run.load(tmp_path)[0].options.augment == "rotation"
+
+
 def test_one_process_writes_to_a_run_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with run.writer(tmp_path):
         command = ["train", "--arch", "linear", "--data", "few-digits", "--epochs", "1", "--out", str(tmp_path)]
