@@ -147,6 +147,13 @@ class Recipe:
         return F.grid_sample(images, grid.to(images.dtype), align_corners=False)
 
 
+def named(text: str | None, *, drawn: bool) -> str:
+    """A recipe that was asked for; where none was, what suits drawings or photographs."""
+    if text is not None:
+        return text
+    return DRAWINGS if drawn else PHOTOGRAPHS
+
+
 def parse(text: str) -> Recipe:
     """A recipe from words.
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from onnxruntime import InferenceSession
 
 from export import replay
 from export.data import Dataset
+from export.data.base import Answers
 from service import calibration
 from service.spec import Accuracy, Calibration, ImageSpec
 
@@ -35,28 +37,33 @@ def calibrate(path: Path, dataset: Dataset, image: ImageSpec) -> tuple[Accuracy,
         dataset: The images.
         image: The graph's image contract.
     """
-    test = dataset.split.test
-    fitted, judged = dataset.sample(dataset.split.validation), dataset.sample(test)
-    fitting = dataset.rendered(fitted, image)
-    judging = dataset.rendered(judged, image)
-    guises = f" in {len(fitting)} guises" if len(fitting) > 1 else ""
-    logits = {name: logits_of(path, pixels) for name, pixels in judging.items()}
+    session = replay.session(path)
+    fitting, judging = (
+        dataset.answers(indices, image, lambda pixels: _logits(session, pixels))
+        for indices in (dataset.split.validation, dataset.split.test)
+    )
+    guises = f" in {len(fitting.guises)} guises" if len(fitting.guises) > 1 else ""
     return (
-        accuracy(logits_of(path, dataset.pixels(test, image)), dataset.labels[test], f"{dataset.name}, test split"),
+        accuracy(judging.as_such, dataset.labels[dataset.split.test], f"{dataset.name}, test split"),
         fit(
-            (
-                logits_of(path, np.concatenate(list(fitting.values()))),
-                np.tile(dataset.labels[fitted], len(fitting)),
-            ),
-            (np.concatenate(list(logits.values())), np.tile(dataset.labels[judged], len(judging))),
+            _all_guises(fitting, dataset.labels),
+            _all_guises(judging, dataset.labels),
             f"{dataset.name}, validation split{guises}",
         ),
     )
 
 
+def _all_guises(answers: Answers, labels: Ints) -> tuple[Floats, Ints]:
+    """Logits and labels of the sampled images, guise after guise."""
+    return np.concatenate(list(answers.guises.values())), np.tile(labels[answers.sample], len(answers.guises))
+
+
 def logits_of(path: Path, pixels: NDArray[np.uint8]) -> Floats:
     """Logits `[M, K]` of uint8 `[M, H, W, C]` from an exported graph."""
-    session = replay.session(path)
+    return _logits(replay.session(path), pixels)
+
+
+def _logits(session: InferenceSession, pixels: NDArray[np.uint8]) -> Floats:
     parts = [
         session.run(["logits"], {"image": pixels[start : start + BATCH]})[0] for start in range(0, len(pixels), BATCH)
     ]

@@ -22,6 +22,7 @@ class Evaluation:
     """What came of the test images, and the temperature that the validation images ask for.
 
     Attributes:
+        pixels: The test images as the network sees them, uint8 `[M, H, W, C]`.
         logits: `[M, K]` of the test images as such.
         labels: int64 `[M]`, their classes.
         renderings: Accuracy on the test images in every guise; of many, on a sample of them.
@@ -29,6 +30,7 @@ class Evaluation:
         temperature: Fitted on the validation images.
     """
 
+    pixels: NDArray[np.uint8]
     logits: NDArray[np.float32]
     labels: NDArray[np.int64]
     renderings: dict[str, float]
@@ -56,14 +58,14 @@ def evaluate(network: nn.Module, dataset: Dataset, image: ImageSpec) -> Evaluati
     validation, test = dataset.split.validation, dataset.split.test
     fitted = logits_of(network, dataset.pixels(validation, image), image)
     labels = dataset.labels[test]
-    logits = logits_of(network, dataset.pixels(test, image), image)
-    sample = dataset.sample(test)
-    found = {name: logits_of(network, each, image) for name, each in dataset.rendered(sample, image).items()}
-    renderings = {name: float((each.argmax(axis=1) == dataset.labels[sample]).mean()) for name, each in found.items()}
+    found = dataset.answers(test, image, lambda pixels: logits_of(network, pixels, image))
+    sampled = dataset.labels[found.sample]
+    renderings = {name: float((each.argmax(axis=1) == sampled).mean()) for name, each in found.guises.items()}
     return Evaluation(
-        logits=logits,
+        pixels=found.pixels,
+        logits=found.as_such,
         labels=labels,
-        renderings=renderings | {AS_SUCH: float((logits.argmax(axis=1) == labels).mean())},
+        renderings=renderings | {AS_SUCH: float((found.as_such.argmax(axis=1) == labels).mean())},
         validation_accuracy=float((fitted.argmax(axis=1) == dataset.labels[validation]).mean()),
         temperature=calibration.fit_temperature(fitted, dataset.labels[validation]),
     )

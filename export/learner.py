@@ -77,10 +77,10 @@ class Learner(lightning.LightningModule):
     def on_train_epoch_start(self) -> None:
         for module in self._frozen:  # Lightning has just put all in training mode
             module.eval()
-        self.sums["train"].zero_()
+        self.sums["train"] = torch.zeros(3, device=self.device)
 
     def on_validation_epoch_start(self) -> None:
-        self.sums["validation"].zero_()
+        self.sums["validation"] = torch.zeros(3, device=self.device)
 
     def training_step(self, batch: Batch, _index: int) -> Tensor:
         # What the network itself draws, for dropout, depends on the batch alone: a resumed training draws it again.
@@ -111,16 +111,14 @@ class Learner(lightning.LightningModule):
         return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=self._options.label_smoothing)
 
     def _count(self, stage: str, loss: Tensor, right: Tensor) -> None:
-        self.sums[stage] += torch.tensor([float(loss), float(right.sum()), float(len(right))])
+        # On the device: reading a number from a GPU waits until all that was asked of it is done.
+        images = torch.tensor(len(right), device=loss.device)
+        self.sums[stage] += torch.stack([loss.float(), right.sum(), images])
 
     def means(self, stage: str) -> tuple[float, float]:
         """Mean loss and accuracy of the epoch so far, over all processes."""
-        sums: Any = self.trainer.strategy.reduce(self.sums[stage].to(self.device), reduce_op="sum")
+        sums: Any = self.trainer.strategy.reduce(self.sums[stage], reduce_op="sum")
         return float(sums[0] / sums[2]), float(sums[1] / sums[2])
-
-    def on_validation_epoch_end(self) -> None:
-        loss, accuracy = self.means("validation")
-        self.log_dict({"validation_loss": loss, "validation_accuracy": accuracy}, sync_dist=False)
 
 
 class Keeper(lightning.Callback):
@@ -179,9 +177,10 @@ class Keeper(lightning.Callback):
         if accuracy >= best:  # of equals the last: its learning rate was the lowest
             self.best_epoch, best = trainer.current_epoch, accuracy
             self._write(trainer, pl_module.network, run.CHECKPOINT)
-        snapshot = self._options.snapshots * (trainer.current_epoch + 1) / self._options.epochs
-        if self._options.snapshots and snapshot.is_integer():
-            self._write(trainer, pl_module.network, run.SNAPSHOT.format(int(snapshot)))
+        if self._options.snapshots:
+            cycle, rest = divmod(trainer.current_epoch + 1, self._options.epochs // self._options.snapshots)
+            if rest == 0:
+                self._write(trainer, pl_module.network, run.SNAPSHOT.format(cycle))
         if self._exhausted():
             trainer.should_stop = True
         if self._progress is not None:

@@ -145,7 +145,8 @@ class Images(TorchDataset[Batch]):
             self._known[places] = True
             pixels = self._pixels[places, guises]
         else:
-            pixels = np.stack([self._decoded(int(place))[guise] for place, guise in zip(places, guises, strict=True)])
+            chosen = zip(places, guises, strict=True)
+            pixels = np.stack([self.preprocess(self._files(int(place))[guise]) for place, guise in chosen])
         labels = self.dataset.labels[self.indices[places]]
         return Batch(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(labels), share)
 

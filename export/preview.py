@@ -24,11 +24,7 @@ def preview(task: Task, path: Path) -> None:
         path: Of the PNG.
     """
     dataset = data.load(task.data, task.shots, task.options.seed)
-    recipe = augment.parse(
-        (augment.DRAWINGS if dataset.drawn else augment.PHOTOGRAPHS)
-        if task.options.augment is None
-        else task.options.augment
-    )
+    recipe = augment.parse(augment.named(task.options.augment, drawn=dataset.drawn))
     train = dataset.split.train
     _, first = np.unique(dataset.labels[train], return_index=True)
     spread = first[np.linspace(0, len(first) - 1, min(IMAGES, len(first))).astype(int)]

@@ -117,9 +117,8 @@ def train(
     torch.manual_seed(task.options.seed)
     architecture = architectures.get(task.architecture)
     subject = _subject(architecture, task, dataset or load(task, console))
-    if task.options.augment is None:
-        recipe = augment.DRAWINGS if subject.dataset.drawn else augment.PHOTOGRAPHS
-        task = replace(task, options=task.options.model_copy(update={"augment": recipe}))
+    recipe = augment.named(task.options.augment, drawn=subject.dataset.drawn)
+    task = replace(task, options=task.options.model_copy(update={"augment": recipe}))
     if world()[0] > 0:
         _learn(task, subject, folder, device, None)
         return None
@@ -235,7 +234,7 @@ def _results(record: run.Run, metrics: run.Metrics, found: Evaluation, subject: 
         probabilities=probabilities(found.logits),
         calibrated=probabilities(found.logits, metrics.temperature),
         temperature=metrics.temperature,
-        pixels=dataset.pixels(dataset.split.test, record.image),
+        pixels=found.pixels,
         filters=_filters(subject),
         accuracy=accuracy,
     )

@@ -28,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PORT = 8300
 
-_LUA = """
+LUA = """
 local file = io.open("{path}", "rb"); wrk.body = file:read("*a"); file:close()
 wrk.method = "POST"; wrk.headers["Content-Type"] = "{type}"
 """
@@ -124,7 +124,7 @@ def processor_seconds(pid: int) -> float:
 def measure(contestant: Contestant, image: Path, seconds: float, connections: int) -> Measurement:
     url = f"http://127.0.0.1:{PORT}{contestant.path}"
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script, running(contestant, image.read_bytes()) as pid:
-        script.write(_LUA.format(path=image, type=f"image/{image.suffix[1:]}"))
+        script.write(LUA.format(path=image, type=f"image/{image.suffix[1:]}"))
         script.flush()
         load(url, Path(script.name), min(2.0, seconds), connections)  # warm-up
         before = processor_seconds(pid)

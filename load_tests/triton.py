@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import tritonclient.grpc.aio as triton
 
-from load_tests.bench import _LUA, ROOT, load
+from load_tests.bench import LUA, ROOT, load
 
 HTTP, GRPC, METRICS, GATEWAY = 8310, 8311, 8312, 8313
 
@@ -92,7 +92,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         script = folder / "post.lua"
-        script.write_text(_LUA.format(path=options.image.resolve(), type="image/jpeg"))
+        script.write_text(LUA.format(path=options.image.resolve(), type="image/jpeg"))
         with (
             process(serve, f"http://127.0.0.1:{HTTP}/v2/models/{options.model}/ready", folder / "triton.log"),
             process(gateway, f"http://127.0.0.1:{GATEWAY}/readyz", folder / "gateway.log"),

@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 from service.decode import decode
 from service.errors import BackendFailed, InvalidRequest
 from service.header import JpegHeader, probe
-from service.preprocess import Limits, Preprocessor
+from service.preprocess import Limits, Preprocessor, window
 from service.spec import ImageSpec, ModelSpec
 
 OVERLAY_SIDE = 1024  # pixels of the longer side of an overlay, at most
@@ -141,21 +141,11 @@ def seen_region(image: ImageSpec, size: Size) -> Region:
         image: How the model wants images prepared.
         size: Of the upright image.
     """
-    width, height = size
-    if image.resize == "stretch":
-        return (0.0, 0.0, float(width), float(height))
-    if image.resize == "letterbox":
-        scale = min(image.width / width, image.height / height)
-        scaled_width, scaled_height = max(1, round(width * scale)), max(1, round(height * scale))
-        left, top = -((image.width - scaled_width) // 2), -((image.height - scaled_height) // 2)
-    else:
-        shorter = image.resize_to or 0  # the spec sees to it that there is one
-        longer = int(shorter * max(width, height) / min(width, height))
-        scaled_width, scaled_height = (shorter, longer) if width <= height else (longer, shorter)
-        left, top = round((scaled_width - image.width) / 2), round((scaled_height - image.height) / 2)
-    x, y = width / scaled_width, height / scaled_height  # pixels of the original to one of the input
-    edges = (left * x, top * y, (left + image.width) * x, (top + image.height) * y)
-    return (round(edges[0], 2), round(edges[1], 2), round(edges[2], 2), round(edges[3], 2))
+    (width, height), (left, top, right, bottom) = window(image, *size)
+    x, y = (right - left) / width, (bottom - top) / height  # pixels of the original to one of the input
+    left -= (image.width - width) // 2 * x  # what a letterbox pads lies beyond the image
+    top -= (image.height - height) // 2 * y
+    return (round(left, 2), round(top, 2), round(left + image.width * x, 2), round(top + image.height * y, 2))
 
 
 def stated_size(data: bytes) -> Size | None:

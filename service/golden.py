@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +30,15 @@ def golden_batch(spec: ModelSpec, preprocess: Preprocessor) -> NDArray[np.uint8]
         except FoveaError as error:
             raise Drifted(f"golden image {golden.name!r} is refused: {error.message}") from error
     return np.stack(images)
+
+
+def misshapen(spec: ModelSpec, outputs: Mapping[str, NDArray[np.generic]], rows: int) -> str | None:
+    """What is wrong with the shapes of a backend's outputs for so many images; None if they are those of the spec."""
+    for name, shape in spec.output_shapes.items():
+        found = np.shape(outputs[name])
+        if found != (rows, *shape):
+            return f"{name} is {list(found[1:])}, the spec wants {list(shape)}"
+    return None
 
 
 def golden_difference(spec: ModelSpec, logits: NDArray[np.floating]) -> float:

@@ -129,7 +129,7 @@ class Preprocessor:
             image = image.transpose(_UPRIGHT[orientation])
             width, height, orientation = image.width, image.height, 1
         lying = orientation in _LYING
-        size, box = self._window(height, width) if lying else self._window(width, height)
+        size, box = window(self._spec, height, width) if lying else window(self._spec, width, height)
         box = _as_stored(box, orientation, width, height)
         stored_size = (size[1], size[0]) if lying else size
         if image.size != stored_size or box != (0, 0, *stored_size):
@@ -142,30 +142,39 @@ class Preprocessor:
         canvas.paste(image, ((self._spec.width - size[0]) // 2, (self._spec.height - size[1]) // 2))
         return canvas
 
-    def _window(self, width: float, height: float) -> tuple[tuple[int, int], Box]:
-        """What to cut out of an upright image, and the size that this becomes."""
-        spec = self._spec
-        if spec.resize == "letterbox":
-            scale = min(spec.width / width, spec.height / height)
-            return (max(1, round(width * scale)), max(1, round(height * scale))), (0, 0, width, height)
-        if spec.resize_to is None:
-            return (spec.width, spec.height), (0, 0, width, height)
-        # As torchvision does it: the longer side is truncated, the offsets of the crop are rounded half to even.
-        longer = int(spec.resize_to * max(width, height) / min(width, height))
-        full_width, full_height = (spec.resize_to, longer) if width <= height else (longer, spec.resize_to)
-        left, top = round((full_width - spec.width) / 2), round((full_height - spec.height) / 2)
-        x, y = width / full_width, height / full_height
-        right, bottom = min(width, (left + spec.width) * x), min(height, (top + spec.height) * y)
-        return (spec.width, spec.height), (left * x, top * y, right, bottom)
-
     def _shrink(self, header: Header) -> int:
         """The fraction, one over this, at which a JPEG may be decoded."""
         if not isinstance(header, JpegHeader) or self._resampling in _PICKS_PIXELS:
             return 1
         lying = header.orientation in _LYING
-        size, box = self._window(*((header.height, header.width) if lying else (header.width, header.height)))
+        size, box = window(self._spec, *((header.height, header.width) if lying else (header.width, header.height)))
         spare = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1]) / SHRINK_MARGIN
         return next((factor for factor in (8, 4, 2) if factor <= spare), 1)
+
+
+def window(spec: ImageSpec, width: float, height: float) -> tuple[tuple[int, int], Box]:
+    """What to cut out of an upright image, and the size that this becomes.
+
+    Args:
+        spec: How the model wants images prepared.
+        width: Of the image.
+        height: Of the image.
+
+    Returns:
+        Width and height in the network's input, which a letterbox pads; and left, top, right, bottom in the image.
+    """
+    if spec.resize == "letterbox":
+        scale = min(spec.width / width, spec.height / height)
+        return (max(1, round(width * scale)), max(1, round(height * scale))), (0, 0, width, height)
+    if spec.resize_to is None:
+        return (spec.width, spec.height), (0, 0, width, height)
+    # As torchvision does it: the longer side is truncated, the offsets of the crop are rounded half to even.
+    longer = int(spec.resize_to * max(width, height) / min(width, height))
+    full_width, full_height = (spec.resize_to, longer) if width <= height else (longer, spec.resize_to)
+    left, top = round((full_width - spec.width) / 2), round((full_height - spec.height) / 2)
+    x, y = width / full_width, height / full_height
+    right, bottom = min(width, (left + spec.width) * x), min(height, (top + spec.height) * y)
+    return (spec.width, spec.height), (left * x, top * y, right, bottom)
 
 
 def _as_stored(box: Box, orientation: int, width: float, height: float) -> Box:

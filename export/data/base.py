@@ -34,6 +34,8 @@ SAMPLE = 1000  # images: each comes in 18 guises
 SIDES = (32, 280)  # of enlarged drawings, in pixels
 AS_SUCH = "as such"
 
+Logits = NDArray[np.float32]
+
 
 @dataclass(frozen=True)
 class Split:
@@ -82,6 +84,23 @@ class OnAccess(Sequence[bytes]):
 
 
 @dataclass(frozen=True)
+class Answers:
+    """What a network gives for some of a data set's images.
+
+    Attributes:
+        pixels: The M images as the network sees them, uint8 `[M, H, W, C]`.
+        as_such: Logits `[M, K]`.
+        sample: Indices of those that were also looked at in every guise, `[S]`.
+        guises: Their logits by guise, `[S, K]`, `AS_SUCH` among them.
+    """
+
+    pixels: NDArray[np.uint8]
+    as_such: Logits
+    sample: NDArray[np.int64]
+    guises: dict[str, Logits]
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Labelled images.
 
@@ -108,6 +127,17 @@ class Dataset:
         if not self.drawn or len(indices) <= SAMPLE:
             return indices
         return np.sort(np.random.default_rng(SPLIT_SEED).permutation(indices)[:SAMPLE])
+
+    def answers(
+        self, indices: NDArray[np.int64], image: ImageSpec, network: Callable[[NDArray[np.uint8]], Logits]
+    ) -> Answers:
+        """What a network gives for images as such, and for a sample of them in every guise."""
+        pixels = self.pixels(indices, image)
+        as_such = network(pixels)
+        sample = self.sample(indices)
+        rendered = self.rendered(sample, image) if self.drawn else {}
+        guises = {name: network(each) for name, each in rendered.items() if name != AS_SUCH}
+        return Answers(pixels, as_such, sample, {AS_SUCH: as_such[np.isin(indices, sample)], **guises})
 
     def pixels(self, indices: NDArray[np.int64], image: ImageSpec) -> NDArray[np.uint8]:
         """Images as the service would see them: uint8 `[len(indices), H, W, C]`."""

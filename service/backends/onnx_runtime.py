@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from service.backends.base import Outputs
 from service.backends.catalogue import LoadFailed
 from service.batcher import Batcher, Observer, Ticket
-from service.golden import Drifted, golden_batch, golden_difference
+from service.golden import Drifted, golden_batch, golden_difference, misshapen
 from service.preprocess import Limits, Preprocessor
 from service.spec import OUTPUTS, ModelSpec
 
@@ -120,10 +120,8 @@ class OnnxModel:
             outputs = self._run(batch, frozenset(OUTPUTS))
         except Exception as error:
             raise LoadFailed("graph", "model.onnx: it fails on the golden images; the log says more") from error
-        for name, shape in self.spec.output_shapes.items():
-            found = np.shape(outputs[name])
-            if found != (len(batch), *shape):
-                raise LoadFailed("graph", f"model.onnx: {name} is {list(found[1:])}, the spec wants {list(shape)}")
+        if problem := misshapen(self.spec, outputs, len(batch)):
+            raise LoadFailed("graph", f"model.onnx: {problem}")
         return outputs
 
     def _seconds(self, batch: NDArray[np.uint8]) -> float:

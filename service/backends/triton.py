@@ -29,7 +29,7 @@ from service.backends.base import ModelStatus, Outputs
 from service.backends.catalogue import Catalogue, LoadFailed, Model, VersionObserver
 from service.batcher import Observer, RemoteBatcher, Ticket
 from service.errors import BackendFailed, BackendUnavailable, DeadlineExceeded, FoveaError
-from service.golden import Drifted, golden_batch, golden_difference
+from service.golden import Drifted, golden_batch, golden_difference, misshapen
 from service.metrics import Metrics
 from service.preprocess import Limits, Preprocessor
 from service.spec import OUTPUTS, ModelSpec, RepositoryModel, parse_config
@@ -184,10 +184,8 @@ class TritonModel:
             outputs = await self._run(batch, frozenset(OUTPUTS), time.monotonic() + GOLDEN_SECONDS)
         except (BackendFailed, ValueError) as error:
             raise LoadFailed("graph", "it fails on the golden images; the log says more") from error
-        for name, shape in self.spec.output_shapes.items():
-            found = np.shape(outputs[name])
-            if found != (len(batch), *shape):
-                raise LoadFailed("graph", f"{name} is {list(found[1:])}, the spec wants {list(shape)}")
+        if problem := misshapen(self.spec, outputs, len(batch)):
+            raise LoadFailed("graph", problem)
         return np.asarray(outputs["logits"], np.float32)
 
     async def _seconds(self, batch: NDArray[np.uint8]) -> float:

@@ -29,14 +29,12 @@ class Control:
         self._table = table
         self._folder = folder
         self._state = State()
-        self._pinned: set[str] = set()  # models
         self._changing = asyncio.Lock()
 
     def restore(self) -> None:
         """Make what was saved take effect; call before the backend loads anything."""
         if self._folder:
-            self._state = state.read(self._folder)
-            self._apply()
+            self._apply(state.read(self._folder))
 
     def routes(self) -> list[LiveRoute]:
         """By name."""
@@ -120,13 +118,12 @@ class Control:
             except OSError as error:
                 log.exception("%s cannot be written", state.FILE_NAME)
                 raise FoveaError("the change could not be saved and was not made; the log says why") from error
-        self._state = new
-        self._apply()
+        self._apply(new)
 
-    def _apply(self) -> None:
-        self._table.replace(self._state.routes)
-        for model in self._pinned - self._state.pins.keys():
+    def _apply(self, new: State) -> None:
+        self._table.replace(new.routes)
+        for model in self._state.pins.keys() - new.pins.keys():
             self._backend.pin(model, None)
-        for model, version in self._state.pins.items():
+        for model, version in new.pins.items():
             self._backend.pin(model, version)
-        self._pinned = set(self._state.pins)
+        self._state = new
