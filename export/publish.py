@@ -225,7 +225,7 @@ def publish(
             labels=candidate.labels,
             features=features.shape[1],
             maps=maps.shape[1:],
-            pooled=features.shape[1] == maps.shape[1] and np.allclose(features, maps.mean(axis=(2, 3)), atol=1e-5),
+            places=_places(features, maps),
             parameters=described.parameters,
             macs=described.macs,
             accuracy=accuracy,
@@ -237,6 +237,18 @@ def publish(
             files=files,
         )
         return repository.publish(into, spec, Path(folder), form.deployment)
+
+
+def _places(features: NDArray[np.float32], maps: NDArray[np.float32]) -> tuple[int, int] | None:
+    """The grid over which features `[N, D]` are means of maps `[N, A, h, w]`; None if they are something else."""
+    images, count, height, width = maps.shape
+    for side in range(1, min(height, width) + 1):
+        if height % side or width % side or features.shape[1] != count * side * side:
+            continue
+        means = maps.reshape(images, count, side, height // side, side, width // side).mean(axis=(3, 5))
+        if np.allclose(features, means.reshape(images, -1), atol=1e-5):
+            return side, side
+    return None
 
 
 def verified_file(

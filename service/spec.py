@@ -18,6 +18,7 @@ Tensors of every model (N is the batch, K the number of labels, C = min(5, K)):
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -176,31 +177,14 @@ class Golden(_Frozen):
     logits: tuple[float, ...]
 
 
-class ModelSpec(_Frozen):
-    """Everything about one version of one model."""
+class Contract(_Frozen):
+    """What an answer takes, whoever gives it: a network's own classifier or a head taught on its features."""
 
-    format: Literal[1] = 1
     name: str
     version: str
-    architecture: str
-    paper: str | None = None
-    precision: Precision = "fp32"
-    weights: Weights
     image: ImageSpec
     labels: tuple[str, ...]
-    features: int = Field(ge=1)  # D
-    maps: tuple[int, int, int]  # A, h, w
-    # The features are the spatial means of the activations, so a linear head on them has exact activation maps.
-    pooled: bool = False
-    parameters: int = Field(ge=0)
-    macs: int = Field(ge=0)  # multiply-accumulates per image
-    accuracy: Accuracy | None = None
     calibration: Calibration = Calibration()
-    parity: Parity | None = None
-    golden: tuple[Golden, ...] = Field(min_length=1)
-    golden_tolerance: float = Field(default=1e-3, gt=0)  # on probabilities
-    tensorrt: TensorRT | None = None  # None: not a plan
-    files: dict[str, str]  # path inside the version's directory: SHA-256 in hex
 
     @field_validator("version")
     @classmethod
@@ -209,10 +193,40 @@ class ModelSpec(_Frozen):
             raise ValueError("a version is a positive whole number, as Triton wants it")
         return value
 
+    @field_validator("labels")
+    @classmethod
+    def _several(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(value) < 2:
+            raise ValueError("labels must be at least two")
+        return value
+
+
+class ModelSpec(Contract):
+    """Everything about one version of one model."""
+
+    format: Literal[1] = 1
+    architecture: str
+    paper: str | None = None
+    precision: Precision = "fp32"
+    weights: Weights
+    features: int = Field(ge=1)  # D
+    maps: tuple[int, int, int]  # A, h, w
+    # The features are the means of the activations over a grid of so many rows and columns of places, `[A, rows,
+    # columns]` flattened: a linear head on them has exact activation maps. None: they are something else.
+    places: tuple[int, int] | None = None
+    parameters: int = Field(ge=0)
+    macs: int = Field(ge=0)  # multiply-accumulates per image
+    accuracy: Accuracy | None = None
+    parity: Parity | None = None
+    golden: tuple[Golden, ...] = Field(min_length=1)
+    golden_tolerance: float = Field(default=1e-3, gt=0)  # on probabilities
+    tensorrt: TensorRT | None = None  # None: not a plan
+    files: dict[str, str]  # path inside the version's directory: SHA-256 in hex
+
     @model_validator(mode="after")
     def _consistent(self) -> ModelSpec:
-        if len(self.labels) < 2:
-            raise ValueError("labels must be at least two")
+        if self.places and self.features != self.maps[0] * self.places[0] * self.places[1]:
+            raise ValueError("features must be one per map and place")
         if any(len(golden.logits) != len(self.labels) for golden in self.golden):
             raise ValueError("a golden image must carry one logit per label")
         if sum(len(golden.data) for golden in self.golden) > GOLDEN_BYTES:
@@ -231,6 +245,12 @@ class ModelSpec(_Frozen):
             "cam": (self.cam_classes, height, width),
             "activations": self.maps,
         }
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 in hex of what decides its features: its files, and how it wants images prepared."""
+        image = self.image.model_dump_json(exclude_defaults=True)  # a field added later must change no digest
+        return hashlib.sha256(f"{sorted(self.files.items())}{image}".encode()).hexdigest()
 
     @property
     def cam_classes(self) -> int:

@@ -129,7 +129,7 @@ def tiny_spec(name: str = "tiny", labels: int = 3, size: int = 8, seed: int = 0)
         labels=tuple(f"label-{index}" for index in range(labels)),
         features=CHANNELS,
         maps=(CHANNELS, size // 2, size // 2),
-        pooled=True,
+        places=(1, 1),
         parameters=CHANNELS * labels,
         macs=CHANNELS * labels,
         accuracy=Accuracy(data="nothing", images=1, top1=1.0),

@@ -131,7 +131,7 @@ def test_the_config_parses_back_with_the_spec(repository: Path, spec: ModelSpec,
     assert specs_from_config(config) == {"1": spec}
     assert spec.architecture == "lenet5"
     assert spec.weights.sha256 == replay.sha256(trained / run.CHECKPOINT)
-    assert (spec.parameters, spec.features, spec.maps, spec.pooled) == (60_850, 84, (16, 10, 10), False)
+    assert (spec.parameters, spec.features, spec.maps, spec.places) == (60_850, 84, (16, 10, 10), None)
     layers = (28**2 * 6 * 25, 14**2 * 6 * 4, 10**2 * 16 * 6 * 25, 5**2 * 16 * 4, 120 * 400, 84 * 120, 10 * 84)
     assert spec.macs == sum(layers)
     assert spec.accuracy is not None
