@@ -22,7 +22,8 @@ from export import compare_plots, replay
 from export.comparison import Comparison, Entry, Machine, amount, conditions
 from export.errors import ExportError
 from export.measure import Measured
-from service.spec import CONFIG_NAME, InvalidSpec, ModelSpec, read_config
+from export.repository import newest_versions
+from service.spec import ModelSpec
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 THREADS = 2
@@ -49,7 +50,7 @@ def compare(
     Raises:
         ExportError: There is nothing to run.
     """
-    newest, failed = _newest(repository)
+    newest, failed = newest_versions(repository)
     if not newest:
         raise ExportError(f"{repository} holds no model to compare: {'; '.join(failed.values()) or 'it is empty'}")
     entries = []
@@ -117,27 +118,6 @@ def markdown(comparison: Comparison) -> str:
         lines.append(f"Accuracy: top-1, {'; '.join(data)}.")
     lines += [f"Not run: {name}: {reason}" for name, reason in sorted(comparison.failed.items())]
     return "\n".join(lines) + "\n"
-
-
-def _newest(repository: Path) -> tuple[list[ModelSpec], dict[str, str]]:
-    """The spec of the newest version of every model, and what is wrong with the rest."""
-    specs, failed = [], {}
-    for path in sorted(repository.glob(f"[!.]*/{CONFIG_NAME}")):
-        name = path.parent.name
-        try:
-            found = [
-                spec
-                for version, spec in read_config(path, lenient=True).specs.items()
-                if (path.parent / version / replay.model_file(spec)).is_file()
-            ]
-        except (InvalidSpec, OSError) as error:
-            failed[name] = str(error)
-            continue
-        if found:
-            specs.append(max(found, key=lambda spec: int(spec.version)))
-        else:
-            failed[name] = "no version that Fovea published"
-    return specs, failed
 
 
 def _entry(folder: Path, spec: ModelSpec, batch_sizes: Sequence[int], threads: int) -> Entry:

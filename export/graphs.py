@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx
 
+from service.spec import DISTANCE
+
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
@@ -22,3 +24,20 @@ def before_weights(graph: onnx.GraphProto) -> tuple[list[str], set[str]]:
             nodes.append(node.name)
             tensors.update(node.output)
     return nodes, tensors
+
+
+def after_outputs(graph: onnx.GraphProto) -> set[str]:
+    """The names of the nodes that make an output of another one: `distance` of `features`.
+
+    Args:
+        graph: Under the artefact contract; nodes have names.
+    """
+    makers = {output: node for node in graph.node for output in node.output}
+    outputs = {each.name for each in graph.output}
+    found: set[str] = set()
+    waiting = [DISTANCE] if DISTANCE in outputs else []
+    while waiting:
+        node = makers[waiting.pop()]
+        found.add(node.name)
+        waiting += [name for name in node.input if name in makers and name not in outputs]
+    return found

@@ -1,9 +1,10 @@
 """fp16, for GPUs: weights and arithmetic in half precision; pixels stay uint8, outputs float32.
 
-Scaling of pixels stays in float32: its constants, rounded, would shift every image alike. From the first layer on all
-is half, and the graph says so tensor by tensor, so ONNX Runtime and TensorRT's strongly typed networks take it as it
-stands (`onnxruntime.transformers.float16` leaves nodes unsorted, and rounds between those that it is told to leave
-alone). On a CPU ONNX Runtime converts to float32 and back around every layer: right, and slow.
+Scaling of pixels stays in float32: its constants, rounded, would shift every image alike. So does the distance from the
+training images, whose squares may be beyond what half precision holds. All between is half, and the graph says so
+tensor by tensor, so ONNX Runtime and TensorRT's strongly typed networks take it as it stands
+(`onnxruntime.transformers.float16` leaves nodes unsorted, and rounds between those that it is told to leave alone). On
+a CPU ONNX Runtime converts to float32 and back around every layer: right, and slow.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import GraphError
-from export.graphs import before_weights
+from export.graphs import after_outputs, before_weights
 
 FLOAT_INPUTS = {"Resize": (2,)}  # the scales, which ONNX wants in float32 whatever is resized
 SUFFIX = "_half"
@@ -36,12 +37,13 @@ def to_half(path: Path, out: Path) -> None:
     constants = {each.name: each for each in graph.initializer if each.data_type == TensorProto.FLOAT}
     outputs = {each.name for each in graph.output}
     unscaled, pixels = before_weights(graph)
+    untouched = {*unscaled, *after_outputs(graph)}
 
     halved: dict[str, None] = {}  # float32 constants that are read in half, in order
     cast: set[str] = set()  # tensors made of pixels that have a half copy by now
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        if node.name in unscaled or node.op_type == "Shape":
+        if node.name in untouched or node.op_type == "Shape":
             nodes.append(node)
             continue
         for index, name in enumerate(node.input):

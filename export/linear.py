@@ -9,8 +9,6 @@ of ten numbers is mostly noise (docs/decisions.md).
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,16 +20,13 @@ from export.data import Dataset
 from export.data.base import SAMPLE
 from export.errors import StrategyError
 from export.evaluate import logits_of
+from service.heads.regression import STRENGTHS, USUAL, Examples, deal, fit_path
 from service.spec import ImageSpec
 
-STRENGTHS = (1.0, 10.0, 100.0)  # C of scikit-learn: the inverse of the penalty's weight
-USUAL = 10.0
-FOLDS = 5
 FEWEST = 3  # images of each class for cross-validation
-ITERATIONS = 1000
 SIDES = (96,)  # to which drawings are enlarged besides
 
-Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
 
 
 def fit(network: Network, dataset: Dataset, image: ImageSpec) -> str:
@@ -56,25 +51,17 @@ def fit(network: Network, dataset: Dataset, image: ImageSpec) -> str:
     few = len(dataset.split.train) <= SAMPLE
     images = dataset.rendered(dataset.split.train, image, SIDES if few else ())
     features = logits_of(_Features(network), np.concatenate(list(images.values())), image)
-    labels = np.tile(dataset.labels[dataset.split.train], len(images))
-    mean = features.mean(axis=0)
-    scale = np.linalg.norm(features, axis=1).mean() + 1e-6
+    present, labels = np.unique(np.tile(dataset.labels[dataset.split.train], len(images)), return_inverse=True)
     groups = np.tile(np.arange(len(dataset.split.train)), len(images))
     with threadpool_limits(torch.get_num_threads()):  # more only get into each other's way, tenfold on a busy machine
-        strength, how = _strength((features - mean) / scale, labels, groups)
-        model = _regression(strength).fit((features - mean) / scale, labels)
-    coefficients = np.zeros((len(dataset.label_names), features.shape[1]))
-    intercepts = np.zeros(len(dataset.label_names))
-    if len(model.classes_) == 2:  # scikit-learn then has one row, for the second
-        coefficients[model.classes_] = np.stack([-model.coef_[0], model.coef_[0]]) / 2
-        intercepts[model.classes_] = np.array([-model.intercept_[0], model.intercept_[0]]) / 2
-    else:
-        coefficients[model.classes_] = model.coef_
-        intercepts[model.classes_] = model.intercept_
-    weight = coefficients / scale
+        examples = Examples.of(features)
+        strength, how = _strength(examples, labels, groups)
+        (found,) = fit_path(examples.points, labels, [strength], balanced=False)
     with torch.no_grad():
-        rest[0].weight.copy_(torch.from_numpy(weight))
-        rest[0].bias.copy_(torch.from_numpy(intercepts - weight @ mean))
+        for parameter in rest[0].parameters():
+            parameter.zero_()
+        rest[0].weight[present] = torch.from_numpy(examples.spread(found.weights) / examples.scale)
+        rest[0].bias[present] = torch.from_numpy(found.bias)
     return how
 
 
@@ -87,25 +74,19 @@ class _Features(nn.Module):
         return self.network.features(images)
 
 
-def _strength(features: Floats, labels: NDArray[np.int64], groups: NDArray[np.int64]) -> tuple[float, str]:
+def _strength(examples: Examples, labels: Ints, groups: Ints) -> tuple[float, str]:
     """What cross-validation likes most, of equals the strongest penalty; guises of an image stay together."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    images, first = np.unique(groups, return_index=True)
-    fewest = int(np.bincount(labels[first]).min(initial=len(images), where=np.bincount(labels[first]) > 0))
-    if fewest < FEWEST:
+    _, first = np.unique(groups, return_index=True)
+    if np.bincount(labels[first]).min() < FEWEST:
         return USUAL, f"strength {USUAL:g}, too few images to choose by"
-    folds = StratifiedGroupKFold(min(FOLDS, fewest), shuffle=True, random_state=0)
+    folds = deal(labels, groups)
     right = dict.fromkeys(STRENGTHS, 0)
-    for train, held_out in folds.split(features, labels, groups):
-        for strength in STRENGTHS:
-            predicted = _regression(strength).fit(features[train], labels[train]).predict(features[held_out])
-            right[strength] += int((predicted == labels[held_out]).sum())
+    for fold in np.unique(folds):
+        inside = folds == fold
+        for strength, found in zip(
+            STRENGTHS, fit_path(examples.points[~inside], labels[~inside], STRENGTHS, balanced=False), strict=True
+        ):
+            given = found.logits(examples.points[inside]).argmax(axis=1)
+            right[strength] += int((given == labels[inside]).sum())
     best = max(STRENGTHS, key=lambda strength: (right[strength], -strength))
-    return best, f"strength {best:g} by cross-validation in {folds.get_n_splits()} parts"
-
-
-def _regression(strength: float) -> Any:
-    from sklearn.linear_model import LogisticRegression
-
-    return LogisticRegression(C=strength, max_iter=ITERATIONS)
+    return best, f"strength {best:g} by cross-validation in {len(np.unique(folds))} parts"

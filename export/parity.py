@@ -13,7 +13,7 @@ from export import replay
 from export.architectures.base import Network
 from export.errors import ParityError
 from export.to_onnx import Served
-from service.spec import OUTPUTS, ImageSpec, Parity, Precision
+from service.spec import DISTANCE, ImageSpec, Parity, Precision
 
 # Largest difference allowed, relative to the largest magnitude in that output of that image, or to 1 if that is less.
 # For fp32 that is rounding; so it is for fp16, a hundred of its units, as deep networks stack them up. For int8 it only
@@ -23,7 +23,7 @@ TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-2, "int8": 0.75}
 BATCHES = (1, 3, 8)
 NOISE = 8  # images of uniform noise beside the real ones; none for int8, whose ranges are those of real images
 SETTLED = 0.1  # relative: where the highest logits lie further apart than twice that, their order is held to be certain
-FORWARD = ("activations", "features", "logits", "cam")  # as the graph computes them: the first to part is the culprit
+FORWARD = ("activations", "features", "logits", "cam", DISTANCE)  # in this order: the first to part is the culprit
 
 Floats = NDArray[np.float32]
 
@@ -81,21 +81,22 @@ def check(
     everything = np.concatenate([pixels, noise])
     reference = outputs_of(network, image, everything)
     session = replay.session(path)
+    names = list(reference)
+    forward = [name for name in FORWARD if name in reference]
     worst: dict[str, Difference] = {}
     for size in BATCHES:
         parts = [
-            session.run(list(OUTPUTS), {"image": everything[start : start + size]})
-            for start in range(0, len(everything), size)
+            session.run(names, {"image": everything[start : start + size]}) for start in range(0, len(everything), size)
         ]
-        exported = {name: np.concatenate(each) for name, each in zip(OUTPUTS, zip(*parts, strict=True), strict=True)}
-        for name in FORWARD:
+        exported = {name: np.concatenate(each) for name, each in zip(names, zip(*parts, strict=True), strict=True)}
+        for name in forward:
             comparable = np.full(len(everything), True)
             if name == "cam":
                 comparable = settled(reference["logits"], min(tolerance, SETTLED))
             found = compare(name, exported[name], reference[name], comparable, size)
             if name not in worst or found.relative > worst[name].relative:
                 worst[name] = found
-    parted = [str(worst[name]) for name in FORWARD if worst[name].relative > tolerance]
+    parted = [str(worst[name]) for name in forward if worst[name].relative > tolerance]
     if parted:
         raise ParityError(
             f"{path.name} and PyTorch part ways, first in {', then '.join(parted)}; {precision} allows {tolerance:g}"
@@ -103,7 +104,7 @@ def check(
     return Parity(
         tolerance=tolerance,
         images=len(everything),
-        max_difference={name: worst[name].relative for name in OUTPUTS},
+        max_difference={name: worst[name].relative for name in names},
         reference=f"PyTorch {torch.__version__.split('+')[0]}",
     )
 
@@ -113,7 +114,7 @@ def outputs_of(network: Network, image: ImageSpec, pixels: NDArray[np.uint8]) ->
     """What PyTorch gives for uint8 `[M, H, W, C]`, by output."""
     served = Served(network, image).eval()
     parts = [served(batch) for batch in torch.split(torch.from_numpy(pixels), max(BATCHES))]
-    return {name: torch.cat(each).numpy() for name, each in zip(OUTPUTS, zip(*parts, strict=True), strict=True)}
+    return {name: torch.cat(each).numpy() for name, each in zip(served.outputs, zip(*parts, strict=True), strict=True)}
 
 
 def settled(logits: Floats, tolerance: float) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ import hashlib
 import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,19 @@ from numpy.typing import NDArray
 from rich.console import Console
 from safetensors.torch import save_file
 
-from export import architectures, calibrate, data, parity, repository, run, samples, to_tensorrt, triton_config, weights
+from export import (
+    architectures,
+    calibrate,
+    data,
+    familiarity,
+    parity,
+    repository,
+    run,
+    samples,
+    to_tensorrt,
+    triton_config,
+    weights,
+)
 from export.architectures.base import Architecture, Network
 from export.data import Dataset
 from export.describe import describe
@@ -32,7 +44,7 @@ from export.replay import MODEL_FILE, PLAN_FILE, sha256
 from export.to_onnx import to_onnx
 from export.weights import WEIGHTS_FILE
 from service.preprocess import Preprocessor
-from service.spec import Calibration, Golden, ImageSpec, ModelSpec, Parity, TensorRT, Weights
+from service.spec import DISTANCE, Calibration, Golden, ImageSpec, ModelSpec, Parity, TensorRT, Weights
 
 GOLDEN_IMAGES = 10  # at most one per label
 PARITY_IMAGES = 24
@@ -200,13 +212,14 @@ def publish(
     form = replace(form, deployment=repository.deployment(into, name, form.deployment))
     triton_config.check(form.deployment, form.batch if form.plan else None)
     torch.set_num_threads(THREADS)
+    candidate = with_distance(candidate, repository.published(into, name), console)
     network, image, dataset = candidate.network.eval(), candidate.image, candidate.dataset
     with tempfile.TemporaryDirectory(prefix="fovea-") as folder:
         path, agreement, tensorrt = verified_file(candidate, Path(folder), form, console)
         pixels = real_images(dataset, image)
         accuracy, calibration = None, Calibration()
         if dataset is not None:
-            accuracy, calibration = calibrate.calibrate(path, dataset, image)
+            accuracy, calibration = calibrate.calibrate(path, dataset, image, distance=network.distance is not None)
         images, tolerance = hold(golden(network, image, dataset), path, image, calibration.temperature, form.precision)
         described = describe(network, (image.channels, image.height, image.width))
         sample = parity.outputs_of(network, image, pixels)
@@ -225,7 +238,7 @@ def publish(
             labels=candidate.labels,
             features=features.shape[1],
             maps=maps.shape[1:],
-            places=_places(features, maps),
+            places=familiarity.places(features, maps),
             parameters=described.parameters,
             macs=described.macs,
             accuracy=accuracy,
@@ -239,16 +252,26 @@ def publish(
         return repository.publish(into, spec, Path(folder), form.deployment)
 
 
-def _places(features: NDArray[np.float32], maps: NDArray[np.float32]) -> tuple[int, int] | None:
-    """The grid over which features `[N, D]` are means of maps `[N, A, h, w]`; None if they are something else."""
-    images, count, height, width = maps.shape
-    for side in range(1, min(height, width) + 1):
-        if height % side or width % side or features.shape[1] != count * side * side:
-            continue
-        means = maps.reshape(images, count, side, height // side, side, width // side).mean(axis=(3, 5))
-        if np.allclose(features, means.reshape(images, -1), atol=1e-5):
-            return side, side
-    return None
+def with_distance(candidate: Candidate, earlier: Mapping[str, ModelSpec], console: Console | None) -> Candidate:
+    """Have the network tell how far images are from those that it was trained on, where these are known.
+
+    Args:
+        candidate: What is to be published.
+        earlier: The model's versions so far, which all have the same outputs.
+        console: Where it goes that an earlier version stands in the way; nowhere if None.
+    """
+    network, image, dataset = candidate.network.eval(), candidate.image, candidate.dataset
+    without = [spec for spec in earlier.values() if DISTANCE not in spec.output_shapes]
+    if dataset is None or without:
+        if dataset is not None and console is not None:
+            console.print(
+                f"version {without[0].version} has no output {DISTANCE}, so the new one goes without it and abstains "
+                "by the energy of its logits, which finds fewer strangers; take another name to have it"
+            )
+        return candidate
+    sample = parity.outputs_of(network, image, real_images(dataset, image))
+    distance = familiarity.fit(network, dataset, image, familiarity.places(sample["features"], sample["activations"]))
+    return replace(candidate, network=Network(network.trunk, network.head, network.features_at, distance.eval()))
 
 
 def verified_file(

@@ -29,7 +29,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from export import calibrate, replay, throughput
 from export.errors import QuantizationError
 from export.graphs import WEIGHTED, before_weights
-from service.spec import OUTPUTS
 
 MAX_LOSS = 0.005  # of held-out accuracy
 BATCH = 8
@@ -241,7 +240,7 @@ def write(fused: Path, out: Path, form: Format, reader: _Reader, ranges: Path, e
             "publish it as fp32"
         )
     outputs = {each.name: each.type.tensor_type.elem_type for each in model.graph.output}
-    if outputs != dict.fromkeys(OUTPUTS, onnx.TensorProto.FLOAT):
+    if outputs != dict.fromkeys((each.name for each in onnx.load(fused).graph.output), onnx.TensorProto.FLOAT):
         raise QuantizationError(f"quantization changed the graph's outputs: {outputs}")
     out.write_bytes(model.SerializeToString(deterministic=True))
 

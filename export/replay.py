@@ -16,7 +16,7 @@ from export import to_tensorrt
 from export.errors import DriftError
 from service.golden import Drifted, golden_batch, golden_difference
 from service.preprocess import Preprocessor
-from service.spec import OUTPUTS, ModelSpec
+from service.spec import ModelSpec
 
 onnxruntime.disable_telemetry_events()
 
@@ -74,8 +74,9 @@ def check(spec: ModelSpec, folder: Path) -> None:
     if spec.tensorrt is not None:
         to_tensorrt.require(spec.tensorrt)
     runner = session(folder / model_file(spec))
-    outputs = dict(zip(OUTPUTS, runner.run(list(OUTPUTS), {"image": batch}), strict=True))
-    for name, shape in spec.output_shapes.items():
+    shapes = spec.output_shapes
+    outputs = dict(zip(shapes, runner.run(list(shapes), {"image": batch}), strict=True))
+    for name, shape in shapes.items():
         found = outputs[name]
         if found.shape != (len(batch), *shape) or found.dtype != np.float32:
             raise DriftError(f"{spec.name}: {name} is {found.dtype} {found.shape[1:]}, the spec says float32 {shape}")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -155,34 +154,6 @@ def _name_classes(axes: Axes, label_names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=size)
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """Confidence against accuracy in bins of equal width, as in Guo et al. 2017 (arXiv:1706.04599)."""
-
-    counts: Ints  # [BINS]
-    confidence: Floats  # [BINS] mean; NaN where there is nothing
-    accuracy: Floats  # [BINS], NaN where there is nothing
-
-
-def reliability(probabilities: Floats, labels: Ints) -> Reliability:
-    """Sort images into the bins that the expected calibration error sums over.
-
-    Args:
-        probabilities: `[M, K]`.
-        labels: `[M]`.
-    """
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
-    bin_of = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    counts = np.bincount(bin_of, minlength=BINS)
-    filled = np.where(counts, counts, np.nan)
-    return Reliability(
-        counts,
-        np.bincount(bin_of, confidence, minlength=BINS) / filled,
-        np.bincount(bin_of, correct, minlength=BINS) / filled,
-    )
-
-
 @figures.png
 def reliability_diagram(before: Floats, after: Floats, labels: Ints, caption: str) -> Figure:
     """Whether what is said with 80 % confidence is right in 80 % of the cases.
@@ -209,24 +180,22 @@ def reliability_diagram(before: Floats, after: Floats, labels: Ints, caption: st
     series = (("before", before, COLOURS[1], "s", "--"), ("after", after, COLOURS[0], "o", "-"))
     most = 1
     for index, (name, probabilities, colour, mark, dash) in enumerate(series):
-        bins = reliability(probabilities, labels)
-        seen = bins.counts > 0
+        bins = calibration.reliability(probabilities, labels)
+        confidence, accuracy, counts = (np.array(each) for each in zip(*bins, strict=True))
         error = calibration.expected_calibration_error(probabilities, labels)
         upper.plot(
-            bins.confidence[seen],
-            bins.accuracy[seen],
+            confidence,
+            accuracy,
             dash,
             color=colour,
             lw=1.6,
             label=f"{name} temperature scaling: ECE {error:.2%}",
         )
-        sizes = 25 + 120 * np.sqrt(bins.counts[seen] / bins.counts.max())
-        upper.scatter(
-            bins.confidence[seen], bins.accuracy[seen], s=sizes, c=colour, marker=mark, alpha=0.85, lw=0, clip_on=False
-        )
-        centres = (np.flatnonzero(seen) + 0.3 + 0.4 * index) / BINS
-        lower.bar(centres, bins.counts[seen], 0.4 / BINS, color=colour)
-        for centre, count in zip(centres, bins.counts[seen], strict=True):
+        sizes = 25 + 120 * np.sqrt(counts / counts.max())
+        upper.scatter(confidence, accuracy, s=sizes, c=colour, marker=mark, alpha=0.85, lw=0, clip_on=False)
+        centres = (np.minimum(confidence * BINS, BINS - 1).astype(int) + 0.3 + 0.4 * index) / BINS
+        lower.bar(centres, counts, 0.4 / BINS, color=colour)
+        for centre, count in zip(centres, counts, strict=True):
             lower.annotate(
                 f"{count}",
                 (centre, count),
@@ -238,7 +207,7 @@ def reliability_diagram(before: Floats, after: Floats, labels: Ints, caption: st
                 fontsize=9.5,
                 color=colour,
             )
-        most = max(most, int(bins.counts.max()))
+        most = max(most, int(counts.max()))
     upper.set_xlim(0, 1)
     upper.set_ylim(0, 1)
     upper.set_ylabel("accuracy in each bin")

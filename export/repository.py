@@ -56,6 +56,27 @@ def published(repository: Path, name: str) -> dict[str, ModelSpec]:
     return {version: spec for version, spec in specs.items() if (folder / version).is_dir()}
 
 
+def newest_versions(repository: Path) -> tuple[list[ModelSpec], dict[str, str]]:
+    """The spec of the newest version of every model, and what is wrong with the rest."""
+    specs, failed = [], {}
+    for path in sorted(repository.glob(f"[!.]*/{CONFIG_NAME}")):
+        name = path.parent.name
+        try:
+            found = [
+                spec
+                for version, spec in read_config(path, lenient=True).specs.items()
+                if (path.parent / version / replay.model_file(spec)).is_file()
+            ]
+        except (InvalidSpec, OSError) as error:
+            failed[name] = str(error)
+            continue
+        if found:
+            specs.append(max(found, key=lambda spec: int(spec.version)))
+        else:
+            failed[name] = "no version that Fovea published"
+    return specs, failed
+
+
 def deployment(repository: Path, name: str, wanted: Deployment) -> Deployment:
     """What is wanted of Triton, with what it leaves open as earlier publishers of that model wanted it.
 
@@ -163,7 +184,11 @@ def _check_shapes(spec: ModelSpec, earlier: Mapping[str, ModelSpec]) -> None:
                 "take another name"
             )
         theirs = contract(other)
-        changed = [f"{name} is {ours[name]}, was {theirs[name]}" for name in ours if ours[name] != theirs[name]]
+        changed = [
+            f"{name} is {ours.get(name, 'missing')}, was {theirs.get(name, 'missing')}"
+            for name in {**ours, **theirs}
+            if ours.get(name) != theirs.get(name)
+        ]
         if changed:
             raise RepositoryError(
                 f"version {version} of {spec.name} has other shapes ({'; '.join(changed)}): take another name"

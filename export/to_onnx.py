@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from export import cam
 from export.architectures.base import Network
 from export.errors import GraphError
-from service.spec import OUTPUTS, ImageSpec
+from service.spec import DISTANCE, OUTPUTS, ImageSpec
 
 OPSET = 20  # ONNX Runtime since 1.17 and TensorRT since 10 read it
 BATCH = "N"
@@ -47,14 +47,20 @@ class Served(nn.Module):
         self.register_buffer("scale", 1 / (255 * std), persistent=False)  # (x/255 - mean) / std in two steps, not three
         self.register_buffer("shift", -mean / std, persistent=False)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of what it gives."""
+        return OUTPUTS if self.network.distance is None else (*OUTPUTS, DISTANCE)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Run it.
 
         Args:
             image: uint8 `[N, H, W, C]`.
 
         Returns:
-            Float logits `[N, K]`, features `[N, D]`, cam `[N, min(5, K), h, w]`, activations `[N, A, h, w]`.
+            Float logits `[N, K]`, features `[N, D]`, cam `[N, min(5, K), h, w]`, activations `[N, A, h, w]`, and for a
+            network that has it distance `[N, 1]`.
         """
         rows = image.float().flatten(2) * self.scale + self.shift  # the cast comes first: TensorRT wants it there
         planes = torch.unflatten(rows, 2, image.shape[2:]).permute(0, 3, 1, 2)
@@ -63,7 +69,8 @@ class Served(nn.Module):
         logits = values[-1]
         classes = logits.topk(min(5, logits.shape[1]), dim=1).indices
         features = values[self.network.features_at].flatten(1)
-        return logits, features, cam.maps_of_trace(head, values, classes), values[0]
+        found = (logits, features, cam.maps_of_trace(head, values, classes), values[0])
+        return found if self.network.distance is None else (*found, self.network.distance(features))
 
 
 def to_onnx(network: Network, image: ImageSpec, path: Path) -> None:
@@ -87,7 +94,7 @@ def to_onnx(network: Network, image: ImageSpec, path: Path) -> None:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=["image"],
-                output_names=list(OUTPUTS),
+                output_names=list(served.outputs),
                 dynamic_shapes=({0: torch.export.Dim(BATCH)},),
                 verbose=False,
             )

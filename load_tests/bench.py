@@ -68,7 +68,8 @@ def contestants(repository: Path, model: str) -> list[Contestant]:
     python = sys.executable
     uvicorn = [python, "-m", "uvicorn", "--port", str(PORT), "--log-level", "warning", "--no-access-log"]
     peer = {"MODEL": str(repository / model / version / "model.onnx")}
-    serve = [python, "-m", "service", "serve", "--port", str(PORT), "--model-repository", str(repository)]
+    serve = [python, "-m", "service", "serve", "--port", str(PORT), "--grpc-port", "off"]
+    serve += ["--model-repository", str(repository)]
     return [
         Contestant("fovea", serve, f"/v1/models/{model}/classify", {}),
         Contestant("fovea, no access log", [*serve, "--no-access-log"], f"/v1/models/{model}/classify", {}),

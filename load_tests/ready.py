@@ -19,7 +19,8 @@ PORT = 8301
 
 def start_once(repository: Path) -> tuple[float, float]:
     """Seconds until `/readyz` answers 200, and resident megabytes at that moment."""
-    command = [sys.executable, "-m", "service", "serve", "--port", str(PORT), "--model-repository", str(repository)]
+    command = [sys.executable, "-m", "service", "serve", "--port", str(PORT), "--grpc-port", "0"]
+    command += ["--model-repository", str(repository)]
     began = time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     try:

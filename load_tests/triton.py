@@ -85,7 +85,7 @@ def main() -> None:
     python = sys.executable
     serve = [python, str(ROOT / "deploy/triton/serve.py"), "--repository", str(options.repository.resolve())]
     serve += ["--http-port", str(HTTP), "--grpc-port", str(GRPC), "--metrics-port", str(METRICS)]
-    gateway = [python, "-m", "service", "serve", "--port", str(GATEWAY), "--backend", "triton"]
+    gateway = [python, "-m", "service", "serve", "--port", str(GATEWAY), "--grpc-port", "off", "--backend", "triton"]
     gateway += ["--triton-url", f"127.0.0.1:{GRPC}", "--no-access-log"]
     url = f"http://127.0.0.1:{GATEWAY}/v1/models/{options.model}/classify"
     found: dict[str, list[float]] = {"tensor client": [], "gateway": []}

@@ -1,4 +1,4 @@
-"""Command line: `python -m service serve | classify | models`."""
+"""Command line: `python -m service serve | classify | models | keys | migrate | settings`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from typing import Any
 
 import orjson
 
-from service import __version__, logs
+from service import __version__, database_commands, logs
 from service.errors import FoveaError
 from service.settings import InvalidSettings, Settings, load
+from service.tables import show_table
 
 _FLAGS_OF_SERVE = (
     "host",
     "port",
     "backend",
     "triton_url",
+    "decode_on",
     "model_repository",
     "default_model",
     "log_level",
@@ -42,17 +44,22 @@ def _parser() -> argparse.ArgumentParser:
         "--model-repository", type=Path, metavar="DIR", help="directory of the models (default: model_repository)"
     )
 
-    serve = commands.add_parser("serve", parents=[repository], help="serve over HTTP until SIGTERM or Ctrl-C")
+    serve = commands.add_parser("serve", parents=[repository], help="serve over HTTP and gRPC until SIGTERM or Ctrl-C")
     serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port of HTTP (default: 8080); 0 takes a free one")
+    serve.add_argument("--grpc-port", metavar="PORT", help="port of gRPC (default: 8081); 0 takes a free one, or off")
     serve.add_argument(
         "--backend", choices=("embedded", "triton"), help="ONNX Runtime in this process (default), or a Triton server"
     )
     serve.add_argument("--triton-url", metavar="HOST:PORT", help="Triton's gRPC address (default: 127.0.0.1:8001)")
+    serve.add_argument("--decode-on", choices=("gateway", "triton"), help="where images are decoded (default: gateway)")
     serve.add_argument("--default-model", metavar="NAME", help="model of requests that name none")
     serve.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="lowest level logged")
     serve.add_argument("--log-format", choices=("auto", "json", "text"), help="auto: text on a terminal, else JSON")
     serve.add_argument("--no-access-log", dest="access_log", action="store_false", default=None)
+    serve.add_argument(
+        "--insecure", action="store_true", default=None, help="serve anybody who can reach the address, without keys"
+    )
     serve.set_defaults(run=_serve)
 
     classify = commands.add_parser(
@@ -70,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", parents=[repository], help="load and verify every model, and list them")
     models.add_argument("--json", action="store_true", help="JSON instead of a table")
     models.set_defaults(run=_models)
+
+    database_commands.add(commands)
 
     settings = commands.add_parser("settings", help="list every setting with its default")
     settings.set_defaults(run=_settings)
@@ -106,22 +115,18 @@ async def _classify_files(arguments: argparse.Namespace, settings: Settings) -> 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from service.app import Gateway
+    from service.app import local
     from service.local import classify_files, image_files
 
     files = image_files(arguments.images)
-    gateway = Gateway(settings)
-    await gateway.start()
-    gateway.classifier.resolve(None, None)
     failed = 0
     rows: list[tuple[str, ...]] = []
     columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    try:
+    async with local(settings) as classifier:
+        classifier.resolve(None, None)
         silent = not sys.stderr.isatty()
         with Progress(*columns, console=Console(stderr=True), transient=True, disable=silent) as progress:
-            results = classify_files(
-                gateway.classifier, files, model=None, top_k=arguments.top_k, at_once=settings.max_queue
-            )
+            results = classify_files(classifier, files, model=None, top_k=arguments.top_k, at_once=settings.max_queue)
             bar = progress.add_task("", total=len(files))
             async for path, result in results:
                 progress.advance(bar)
@@ -130,10 +135,8 @@ async def _classify_files(arguments: argparse.Namespace, settings: Settings) -> 
                     print(_line(path, result))
                 else:
                     rows.append(_row(path, result))
-    finally:
-        await gateway.close()
     if rows:
-        _table(("file", "class", "probability", "next", "note"), rows)
+        show_table(("file", "class", "probability", "next", "note"), rows)
     if failed:
         print(f"{failed} of {len(files)} files failed", file=sys.stderr)
     if not files:
@@ -161,20 +164,17 @@ def _models(arguments: argparse.Namespace) -> int:
     logs.configure("error", settings.log_format, access=False)
 
     async def statuses() -> list[Any]:
-        from service.app import Gateway
+        from service.app import local
 
-        gateway = Gateway(settings)
-        await gateway.start()
-        found = list(gateway.classifier.models())
-        await gateway.close()
-        return found
+        async with local(settings) as classifier:
+            return list(classifier.models())
 
     found = asyncio.run(statuses())
     fields = ("name", "version", "state", "problem", "golden_difference")
     if arguments.json:
         print(orjson.dumps([{name: getattr(one, name) for name in fields} for one in found]).decode())
     else:
-        _table(
+        show_table(
             ("model", "version", "state", "labels", "top-1", "golden difference", "problem"),
             [
                 (
@@ -182,7 +182,7 @@ def _models(arguments: argparse.Namespace) -> int:
                     one.version,
                     one.state,
                     str(len(one.spec.labels)) if one.spec else "",
-                    f"{one.spec.accuracy.top1:.2%}" if one.spec and one.spec.accuracy else "",
+                    _accuracy(one),
                     f"{one.golden_difference:.2g}" if one.golden_difference is not None else "",
                     one.problem or "",
                 )
@@ -192,27 +192,22 @@ def _models(arguments: argparse.Namespace) -> int:
     return 0 if found and all(one.state == "ready" for one in found) else 1
 
 
+def _accuracy(status: Any) -> str:
+    """Of held-out images; of a head, in cross-validation."""
+    if status.spec is None:
+        return ""
+    found = status.spec.report.accuracy if status.kind == "head" else status.spec.accuracy and status.spec.accuracy.top1
+    return "" if found is None else f"{found:.2%}"
+
+
 def _settings(arguments: argparse.Namespace) -> int:
     del arguments
     rows = []
     for name, field in Settings.model_fields.items():
         default = field.get_default(call_default_factory=True)
         rows.append((f"FOVEA_{name.upper()}", "" if default is None else str(default), field.description or ""))
-    _table(("variable", "default", "meaning"), rows)
+    show_table(("variable", "default", "meaning"), rows)
     return 0
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(*header)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    console = Console()
-    # Nobody's screen wraps what goes into a file or another program.
-    (console if console.is_terminal else Console(width=220)).print(table)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from service.errors import FoveaError
 from service.explain import Explanation
+from service.spec import Contract
 
 T = TypeVar("T")
 
@@ -72,6 +74,14 @@ class Features:
 
     features: NDArray[np.float32]
     timings_ms: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Inferred:
+    """Outputs by name, `[N, …]`, of all images of a request, and the contract that says what they mean."""
+
+    spec: Contract
+    outputs: Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)

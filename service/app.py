@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import gc
 import logging
 import signal
-import socket
-from collections.abc import Generator
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-import uvicorn
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from service.access.rates import Rates, RatesUnavailable
+from service.access.ring import Policy, Ring
+from service.backends.base import InferenceBackend
 from service.backends.embedded import EmbeddedBackend
 from service.backends.onnx_runtime import Embedding
 from service.backends.triton import TritonBackend
 from service.classifier import Classifier
+from service.heads.directory import Directory
+from service.heads.fitter import Fitter
+from service.heads.live import LiveHeads
+from service.heads.teaching import Limits, Teaching
 from service.metrics import Metrics
-from service.preprocess import Limits
+from service.oip.protocol import OpenInference
+from service.preprocess import Limits as ImageLimits
 from service.routes.control import Control
 from service.routes.shadow import Shadows
 from service.routes.table import RouteTable
-from service.settings import Settings
+from service.settings import InvalidSettings, Settings
+from service.store.shared import SharedStore
+from service.store.store import Store, StoreMisfit, StoreUnavailable
+from service.transports.grpc.calls import Limits as CallLimits
+from service.transports.grpc.server import GrpcServer
 from service.transports.http import app as http
 from service.transports.http.bodies import BodyLimits
-from service.transports.http.protocol import JoiningProtocol
+from service.transports.http.server import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +46,7 @@ class Gateway:
     Attributes:
         classifier: The use case.
         http: The HTTP transport, an ASGI application.
+        grpc: The gRPC transport.
         draining: It has been told to stop.
     """
 
@@ -43,12 +55,18 @@ class Gateway:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         metrics = Metrics(registry)
-        self._backend = _backend(settings, metrics)
-        routes = RouteTable(self._backend, metrics)
-        self._shadows = Shadows(self._backend)
-        self._control = Control(self._backend, routes, settings.state_dir)
+        backend = _backend(settings, metrics)
+        self._shared = SharedStore(_store(settings))
+        self._rates = _rates(settings)
+        # The first to follow the store: a key that was revoked is not to wait for heads that are read.
+        ring = Ring(self._shared, self._rates, Policy(settings.is_loopback(), settings.insecure, settings.admin))
+        heads = LiveHeads(self._shared, backend)
+        self._models = Directory(backend, heads)
+        routes = RouteTable(self._models, metrics)
+        self._shadows = Shadows(self._models)
+        self._control = Control(backend, routes, self._shared)
         self.classifier = Classifier(
-            self._backend,
+            self._models,
             metrics,
             routes=routes,
             shadows=self._shadows,
@@ -56,26 +74,46 @@ class Gateway:
             max_images=settings.max_images,
             decode_threads=settings.threads,
         )
+        self._fitter = Fitter()
+        limits = Limits(settings.max_heads, settings.max_examples, settings.max_labels)
+        teaching = Teaching(self._shared, heads, self.classifier, self._models, self._fitter, limits)
         self.draining = False
         self.http = http.build(
             self.classifier,
             self._control,
+            teaching,
+            heads,
             metrics,
             BodyLimits(settings.max_request_bytes, settings.max_images),
             default_timeout=settings.default_timeout_ms / 1000,
             max_timeout=settings.max_timeout_ms / 1000,
-            admin=settings.takes_admin(),
+            ring=ring,
+            problems=self.problems,
+        )
+        self.grpc = GrpcServer(
+            self.classifier,
+            OpenInference(self.classifier, self._control, problems=self.problems, max_images=settings.max_images),
+            ring,
+            metrics,
+            CallLimits(
+                settings.max_calls,
+                settings.max_message_bytes or settings.max_request_bytes,
+                default_timeout=settings.default_timeout_ms / 1000,
+                max_timeout=settings.max_timeout_ms / 1000,
+            ),
+            max_images=settings.max_images,
             problems=self.problems,
         )
 
     async def start(self) -> None:
         """Load the models; until it returns, `problems` says that they are being loaded."""
-        self._control.restore()
-        await self._backend.start()
+        await self._shared.start()
+        await self._models.start()
 
     def drain(self) -> None:
         """Say not ready from now on; go on answering."""
         self.draining = True
+        self.grpc.drain()
 
     def problems(self) -> list[str]:
         """Why the gateway should get no requests; empty when it is ready."""
@@ -83,18 +121,87 @@ class Gateway:
 
     async def close(self) -> None:
         await self._shadows.close()
-        await self._backend.close()
+        await self._fitter.close()
+        await self._models.close()
+        await self._shared.close()
+        await self._rates.close()
         self.classifier.close()
 
 
+@asynccontextmanager
+async def local(settings: Settings) -> AsyncIterator[Classifier]:
+    """The use case without a server: with the taught heads, if the database is there; none is made."""
+    metrics = Metrics(CollectorRegistry())
+    models: InferenceBackend = _backend(settings, metrics)
+    shared: SharedStore | None = None
+    if (store := _store(settings)).exists():
+        shared = SharedStore(store)
+        models = Directory(models, LiveHeads(shared, models))
+        await shared.start()
+    classifier = Classifier(
+        models,
+        metrics,
+        default_model=settings.default_model,
+        max_images=settings.max_images,
+        decode_threads=settings.threads,
+    )
+    await models.start()
+    try:
+        yield classifier
+    finally:
+        await models.close()
+        if shared:
+            await shared.close()
+        classifier.close()
+
+
+def _store(settings: Settings) -> Store:
+    try:
+        return Store(settings.database_url)
+    except StoreMisfit as error:
+        raise InvalidSettings(f"FOVEA_DATABASE_URL: {error}") from None
+
+
+def _rates(settings: Settings) -> Rates:
+    try:
+        return Rates(settings.rate_limit_url)
+    except RatesUnavailable as error:
+        raise InvalidSettings(f"FOVEA_RATE_LIMIT_URL: {error}") from None
+
+
+def check_exposure(settings: Settings) -> None:
+    """See that a server which others can reach has a key to keep them out; if the database is away, that waits.
+
+    Raises:
+        InvalidSettings: It has none.
+    """
+    if settings.is_loopback() or settings.insecure:
+        return
+    store = _store(settings)
+    try:
+        if store.exists():
+            store.open()
+            if any(key.revoked is None for key in store.keys.all()):
+                return
+    except (StoreMisfit, StoreUnavailable):
+        return  # nothing is answered until the keys have been read
+    finally:
+        store.close()
+    raise InvalidSettings(
+        f"others can reach {settings.host or 'all addresses'}, and there is no key to keep them out:"
+        " make one with `python -m service keys create --name NAME`, or serve anybody with --insecure"
+    )
+
+
 def _backend(settings: Settings, metrics: Metrics) -> EmbeddedBackend | TritonBackend:
-    limits = Limits(settings.max_image_bytes, settings.max_pixels)
+    limits = ImageLimits(settings.max_image_bytes, settings.max_pixels)
     if settings.backend == "triton":
         return TritonBackend(
             settings.triton_url,
             metrics,
             max_queue=settings.max_queue,
             limits=limits,
+            decodes=settings.decode_on == "triton",
             poll_seconds=settings.poll_seconds,
         )
     return EmbeddedBackend(
@@ -106,54 +213,52 @@ def _backend(settings: Settings, metrics: Metrics) -> EmbeddedBackend | TritonBa
     )
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to us: readiness has to change before the listening socket closes, and a drain exits with 0."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
-
-
 async def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT.
 
-    SIGTERM: `/readyz` answers 503 at once; after `drain_delay` the server takes no new connections and finishes
-    what it has accepted, for at most `drain_timeout`. SIGINT does the same without the delay; a second signal stops
-    at once.
+    SIGTERM: `/readyz` and gRPC's health say not ready at once; after `drain_delay` the server takes no new connections
+    and finishes what it has accepted, for at most `drain_timeout`. SIGINT does the same without the delay; a second
+    signal stops at once.
 
     Returns:
         The process's exit status.
     """
-    listener = _listen(settings.host, settings.port)
+    check_exposure(settings)
+    # What the imports made stays. Full collections that looked at it each time stopped everything for tens of
+    # milliseconds, several times while a large JSON was read.
+    gc.collect()
+    gc.freeze()
     gateway = Gateway(settings)
-    config = uvicorn.Config(
-        gateway.http,
-        http=JoiningProtocol,
-        lifespan="off",
-        proxy_headers=False,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(settings.drain_timeout) or 1,
-    )
-    server = _Server(config)
+    http_server = HttpServer(gateway.http, drain_timeout=settings.drain_timeout, tls=settings.tls())
+    servers = (http_server, gateway.grpc)
+    log.info("listening on %s", http_server.listen(settings.host, settings.port))
+    if settings.grpc_port is not None:
+        log.info("listening on %s", await gateway.grpc.listen(settings.host, settings.grpc_port, settings.tls()))
     loop = asyncio.get_running_loop()
 
-    def stop(delay: float) -> None:
+    def stop() -> None:
+        for server in servers:
+            server.stop()
+
+    def drain(delay: float) -> None:
         if gateway.draining:  # the second signal: no more patience
-            server.should_exit = server.force_exit = True
+            for server in servers:
+                server.abort()
             return
         log.info("draining")
         gateway.drain()
-        loop.call_later(delay, setattr, server, "should_exit", True)
+        loop.call_later(delay, stop)
 
-    loop.add_signal_handler(signal.SIGTERM, stop, settings.drain_delay)
-    loop.add_signal_handler(signal.SIGINT, stop, 0.0)
-    host, port = listener.getsockname()[:2]
-    log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    def loaded(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            log.error("the models cannot be loaded", exc_info=error)
+            stop()
+
+    loop.add_signal_handler(signal.SIGTERM, drain, settings.drain_delay)
+    loop.add_signal_handler(signal.SIGINT, drain, 0.0)
     loading = asyncio.create_task(gateway.start())
-    loading.add_done_callback(lambda task: _loaded(task, server))
-    await server.serve(sockets=[listener])
+    loading.add_done_callback(loaded)
+    await asyncio.gather(http_server.serve(), gateway.grpc.serve(settings.drain_timeout))
     failed = loading.done() and not loading.cancelled() and loading.exception() is not None
     loading.cancel()
     try:
@@ -163,14 +268,3 @@ async def serve(settings: Settings) -> int:
         failed = True
     log.info("stopped")
     return int(failed)
-
-
-def _loaded(task: asyncio.Task[None], server: uvicorn.Server) -> None:
-    if not task.cancelled() and (error := task.exception()):
-        log.error("the models cannot be loaded", exc_info=error)
-        server.should_exit = True
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=2048)

@@ -1,7 +1,8 @@
 """Dynamic batching: bounded, work-conserving, aware of deadlines and of clients gone.
 
 All state belongs to the event loop's thread, so there are no locks. Whenever nothing runs, all that waits does, up to
-the largest batch: nothing ever waits for a timer. Under load the next batch gathers while the last one runs.
+the largest batch, once a few turns of the event loop have brought nothing more: nothing ever waits for a timer. Under
+load the next batch gathers while the last one runs.
 
 `Batcher` is in front of a blocking function, which has a thread of its own, but for batches that are over sooner than
 a thread could be woken. `RemoteBatcher` is in front of a server, which gets the next batches while it works on one.
@@ -20,7 +21,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,13 +31,19 @@ from service.backends.base import Outputs, Row
 from service.errors import BackendFailed, BackendUnavailable, DeadlineExceeded, FoveaError, Overloaded
 
 Run = Callable[[NDArray[np.uint8], frozenset[str]], Outputs]
-RunRemote = Callable[[NDArray[np.uint8], frozenset[str], float], Awaitable[Outputs]]
+RunRemote = Callable[[Sequence[NDArray[np.uint8]], frozenset[str], float], Awaitable[Sequence[Outputs | FoveaError]]]
 
 SWEEP_SECONDS = 0.01  # how late, at most, a waiting request learns that its deadline has passed
 # A batch shorter than this runs on the event loop: handing it to another thread and back would take as long.
 INLINE_SECONDS = 0.001
+# Requests that come together arrive in one turn of the event loop over HTTP, and one by one over gRPC, whose server
+# takes several turns for each. So many turns without another one end the waiting: of an image on its own, and of one in
+# company, now or in the last batch. An empty turn takes some microseconds.
+ALONE_TURNS, TOGETHER_TURNS = 4, 16
 STALE_SECONDS = 1.0  # measurements older than this are doubted
 DOUBT = 4.0  # by this factor
+AHEAD = 2  # batches at a server per instance: one that it works on, one that waits there
+PIECES = 4  # that such a batch may come in: the server puts them together, so that nothing has to wait for others here
 LATE_WEIGHT = 0.05  # of one answer in the average of how late answers are
 STUCK_SECONDS = 10.0  # a batch that runs this long beyond its prediction makes the batcher unhealthy
 
@@ -99,7 +106,8 @@ class _Entry:
 class _Batch:
     entries: list[_Entry]
     started: float
-    predicted: float
+    predicted: float  # seconds
+    load: int = 0  # images under way when it started, its own among them
     failed: bool = False
 
     @property
@@ -159,13 +167,28 @@ class _Batching(ABC):
         max_batch: Images in a batch at most.
         max_queue: Images admitted but not yet running, at most.
         observer: Told of every batch.
-        lanes: Batches that may run at once.
+        instances: Batches that run at once.
+        ahead: Batches that may be under way for each of them.
+        pieces: In which one of them may be.
     """
 
-    def __init__(self, name: str, *, max_batch: int, max_queue: int, observer: Observer, lanes: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        max_batch: int,
+        max_queue: int,
+        observer: Observer,
+        instances: int = 1,
+        ahead: int = 1,
+        pieces: int = 1,
+    ) -> None:
         self.name = name
         self.times = BatchTimes()
-        self._lanes = lanes
+        self._instances = instances
+        self._max_running = instances * ahead * pieces
+        self._max_under_way = instances * ahead * max_batch  # images
+        self._under_way = 0
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._observer = observer
@@ -173,6 +196,9 @@ class _Batching(ABC):
         self._tickets = 0  # admitted, being decoded
         self._running: list[_Batch] = []  # the oldest first
         self._dispatching = False
+        self._gathered = 0  # images that waited when last looked at
+        self._quiet_turns = 0  # since then
+        self._in_company = False  # the last batch had several
         self._late = 0.0  # seconds by which answers of late came after what batch times alone had promised
         self._sweeper: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
@@ -221,15 +247,22 @@ class _Batching(ABC):
 
     def wait(self, images: int) -> float:
         """Seconds that batches will take until the last of `images` waiting images is answered."""
-        wait = 0.0
-        if len(self._running) == self._lanes:
-            elapsed = time.monotonic() - self._running[0].started
-            left = self._running[0].predicted - elapsed
-            # A batch overdue by x is expected to take another x: a stuck backend soon looks as bad as it is.
-            wait = left if left > 0 else -left
+        if not self._running:
+            return self._seconds(images)
+        oldest = self._running[0]
+        left = oldest.predicted - (time.monotonic() - oldest.started)
+        # A batch overdue by x is expected to take another x: a stuck backend soon looks as bad as it is.
+        return abs(left) + self._seconds(self._under_way - len(oldest.entries) + images)
+
+    def _seconds(self, images: int) -> float:
+        """What that many images take, in batches as large as they may be."""
         full, rest = divmod(images, self._max_batch)
-        wait += full / self._lanes * self.times.predict(self._max_batch)
-        return wait + (self.times.predict(rest) if rest else 0.0)
+        return full / self._instances * self.times.predict(self._max_batch) + (
+            self.times.predict(rest) if rest else 0.0
+        )
+
+    def _has_room(self) -> bool:
+        return len(self._running) < self._max_running and self._under_way < self._max_under_way
 
     def problem(self) -> str | None:
         """Why the batcher should not get new work, or None."""
@@ -269,8 +302,8 @@ class _Batching(ABC):
             return future
         self._waiting.append(_Entry(sample, outputs, deadline, promised, future, now))
         self._observer.queued(len(self._waiting))
-        if len(self._running) < self._lanes and not self._dispatching:
-            # At the end of this turn of the loop, so that what arrives together runs together.
+        if self._has_room() and not self._dispatching:
+            # Some turns of the loop later, so that what arrives together runs together.
             self._dispatching = True
             self._loop.call_soon(self._dispatch)
         if self._sweeper is None:
@@ -280,10 +313,21 @@ class _Batching(ABC):
     # On the event loop.
 
     def _dispatch(self) -> None:
+        waiting = len(self._waiting)
+        if waiting != self._gathered:
+            self._gathered, self._quiet_turns = waiting, 0
+        patience = TOGETHER_TURNS if self._in_company or waiting > 1 else ALONE_TURNS
+        if waiting < self._max_batch and self._quiet_turns < patience:
+            self._quiet_turns += 1
+            self._loop.call_soon(self._dispatch)
+            return
+        self._gathered = self._quiet_turns = 0
+        self._in_company = waiting > 1
         self._dispatching = False
         now = time.monotonic()
         entries: list[_Entry] = []
-        while self._waiting and len(entries) < self._max_batch:
+        room = min(self._max_batch, self._max_under_way - self._under_way)
+        while self._waiting and len(entries) < room:
             entry = self._waiting.popleft()
             if entry.future.done():  # its client has gone, or its deadline was swept
                 continue
@@ -296,9 +340,13 @@ class _Batching(ABC):
         if not entries:
             self._note_idle()
             return
-        batch = _Batch(entries, now, self.times.predict(len(entries)))
+        self._under_way += len(entries)
+        batch = _Batch(entries, now, self._seconds(self._under_way), self._under_way)
         self._running.append(batch)
         self._launch(batch)
+        if self._waiting and self._has_room():
+            self._dispatching = True
+            self._loop.call_soon(self._dispatch)
 
     def _sweep(self) -> None:
         self._sweeper = None
@@ -319,8 +367,11 @@ class _Batching(ABC):
 
     def _finished(self, batch: _Batch, rows: list[Row | FoveaError], seconds: float) -> None:
         self._running.remove(batch)
+        self._under_way -= len(batch.entries)
         if not batch.failed:  # what its retries took says nothing about the next batch
-            self.times.observe(len(batch.entries), seconds)
+            size = len(batch.entries)
+            alone = self.times.predict(size) / (self._seconds(batch.load) or 1.0)
+            self.times.observe(size, seconds * alone)
         self._observer.batch(len(batch.entries), seconds)
         now = time.monotonic()
         for entry, row in zip(batch.entries, rows, strict=True):
@@ -404,8 +455,9 @@ class Batcher(_Batching):
             return [self._execute(_Batch([entry], batch.started, 0.0), time.monotonic())[0] for entry in entries]
 
     def _rows(self, entries: list[_Entry], started: float) -> list[Row | FoveaError]:
-        outputs = self._run(*_joined(entries))
-        return _split(outputs, entries, started, time.monotonic() - started)
+        samples = [entry.sample for entry in entries]
+        outputs = self._run(samples[0][None] if len(samples) == 1 else np.stack(samples), _wanted(entries))
+        return _rows(per_image(outputs, len(entries)), entries, started, time.monotonic() - started)
 
 
 class RemoteBatcher(_Batching):
@@ -413,17 +465,25 @@ class RemoteBatcher(_Batching):
 
     Args:
         name: For messages.
-        run: `[N, H, W, C]`, output names and a deadline to outputs `[N, ...]`.
+        run: Samples, output names and a deadline to the outputs of each sample, or what is wrong with it.
         max_batch: Images in a batch at most.
         max_queue: Images admitted but not yet sent, at most.
         observer: Told of every batch.
-        lanes: Batches that may be at the server at once.
+        instances: Batches that the server runs at once.
     """
 
     def __init__(
-        self, name: str, run: RunRemote, *, max_batch: int, max_queue: int, observer: Observer, lanes: int
+        self, name: str, run: RunRemote, *, max_batch: int, max_queue: int, observer: Observer, instances: int
     ) -> None:
-        super().__init__(name, max_batch=max_batch, max_queue=max_queue, observer=observer, lanes=lanes)
+        super().__init__(
+            name,
+            max_batch=max_batch,
+            max_queue=max_queue,
+            observer=observer,
+            instances=instances,
+            ahead=AHEAD,
+            pieces=PIECES,
+        )
         self._run = run
         self._tasks: dict[_Batch, asyncio.Task[None]] = {}
 
@@ -459,8 +519,8 @@ class RemoteBatcher(_Batching):
     async def _execute(self, batch: _Batch, started: float) -> list[Row | FoveaError]:
         entries = batch.entries
         try:
-            outputs = await self._run(*_joined(entries), batch.deadline)
-            return _split(outputs, entries, started, time.monotonic() - started)
+            answers = await self._run([entry.sample for entry in entries], _wanted(entries), batch.deadline)
+            return _rows(answers, entries, started, time.monotonic() - started)
         except (BackendUnavailable, DeadlineExceeded) as error:  # whatever the images are
             batch.failed = True
             return [error] * len(entries)
@@ -473,21 +533,28 @@ class RemoteBatcher(_Batching):
             return [(await self._execute(each, time.monotonic()))[0] for each in alone]
 
 
-def _joined(entries: list[_Entry]) -> tuple[NDArray[np.uint8], frozenset[str]]:
-    """The batch `[N, H, W, C]` of some samples, and the outputs that any of them wants."""
-    if len(entries) == 1:
-        return entries[0].sample[None], entries[0].outputs
-    wanted = frozenset().union(*(entry.outputs for entry in entries))
-    return np.stack([entry.sample for entry in entries]), wanted
+def _wanted(entries: list[_Entry]) -> frozenset[str]:
+    """The outputs that any of them wants."""
+    return entries[0].outputs if len(entries) == 1 else frozenset().union(*(entry.outputs for entry in entries))
 
 
-def _split(outputs: Outputs, entries: list[_Entry], started: float, seconds: float) -> list[Row | FoveaError]:
-    size = len(entries)
+def per_image(outputs: Outputs, size: int) -> list[Outputs]:
+    """The outputs of each image of a batch.
+
+    Raises:
+        ValueError: There are not that many.
+    """
     if any(len(values) != size for values in outputs.values()):
         raise ValueError(f"a batch of {size} gave outputs of {[len(values) for values in outputs.values()]} rows")
+    return [{name: values[index] for name, values in outputs.items()} for index in range(size)]
+
+
+def _rows(
+    answers: Sequence[Outputs | FoveaError], entries: list[_Entry], started: float, seconds: float
+) -> list[Row | FoveaError]:
     return [
-        Row({name: values[index] for name, values in outputs.items()}, started - entry.enqueued, seconds, size)
-        for index, entry in enumerate(entries)
+        answer if isinstance(answer, FoveaError) else Row(answer, started - entry.enqueued, seconds, len(entries))
+        for answer, entry in zip(answers, entries, strict=True)
     ]
 
 

@@ -8,9 +8,13 @@ unfamiliar inputs, Liu et al. 2020 (arXiv:2010.03759).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from service.spec import DISTANCE, Calibration
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
@@ -38,7 +42,7 @@ def energy(logits: Floats) -> Floats:
     return np.asarray(-(top + np.log(np.exp(logits - top[..., None]).sum(axis=-1))))
 
 
-def fit_temperature(logits: Floats, labels: Ints) -> float:
+def fit_temperature(logits: Floats, labels: Ints, doubt: float = 0.0) -> float:
     """The temperature with the least negative log-likelihood on held-out data.
 
     The likelihood is convex in 1/temperature and its derivative is monotone, so bisection finds the optimum.
@@ -46,23 +50,25 @@ def fit_temperature(logits: Floats, labels: Ints) -> float:
     Args:
         logits: `[N, K]`.
         labels: `[N]`, the true classes.
+        doubt: The share of each label that is spread over all classes: keeps few images that all come out right from
+            asking for certainty.
 
     Returns:
         A temperature in [0.05, 20]; the upper end if the logits tell nothing, the lower if they are never wrong.
     """
     logits = logits.astype(np.float64)
-    rows = np.arange(len(labels))
+    told = (1 - doubt) * logits[np.arange(len(labels)), labels] + doubt * logits.mean(axis=1)
 
     def slope(beta: float) -> float:
         expected = (probabilities(logits, 1 / beta) * logits).sum(axis=1)
-        return float((expected - logits[rows, labels]).mean())
+        return float((expected - told).mean())
 
     low, high = 1 / 20, 1 / 0.05
     if slope(low) >= 0:
         return 1 / low
     if slope(high) <= 0:
         return 1 / high
-    for _ in range(60):
+    for _ in range(30):  # to a billionth
         middle = math.sqrt(low * high)
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
     return 1 / math.sqrt(low * high)
@@ -76,15 +82,33 @@ def expected_calibration_error(probs: Floats, labels: Ints, bins: int = BINS) ->
         labels: `[N]`.
         bins: Number of bins on [0, 1].
     """
+    found = reliability(probs, labels, bins)
+    return sum(each.images * abs(each.confidence - each.accuracy) for each in found) / max(len(labels), 1)
+
+
+class Bin(NamedTuple):
+    """Images of about the same confidence.
+
+    Attributes:
+        confidence: Mean probability of the predicted class.
+        accuracy: Share of images whose predicted class is the true one.
+        images: How many there are.
+    """
+
+    confidence: float
+    accuracy: float
+    images: int
+
+
+def reliability(probs: Floats, labels: Ints, bins: int = BINS) -> tuple[Bin, ...]:
+    """What `expected_calibration_error` sums over, without the bins that are empty; the least confident first."""
     confidence = probs.max(axis=1)
     correct = probs.argmax(axis=1) == labels
     bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    error = 0.0
-    for index in range(bins):
-        inside = bin_of == index
-        if inside.any():
-            error += inside.mean() * abs(confidence[inside].mean() - correct[inside].mean())
-    return float(error)
+    return tuple(
+        Bin(float(confidence[inside].mean()), float(correct[inside].mean()), int(inside.sum()))
+        for inside in (bin_of == index for index in np.unique(bin_of))
+    )
 
 
 def fit_conformal_quantile(probs: Floats, labels: Ints, coverage: float) -> float | None:
@@ -98,11 +122,21 @@ def fit_conformal_quantile(probs: Floats, labels: Ints, coverage: float) -> floa
     Returns:
         The finite-sample quantile, or None if N is too small to promise that coverage.
     """
-    rank = math.ceil((len(labels) + 1) * coverage)
-    if rank > len(labels):
-        return None
-    scores = np.sort(1 - probs[np.arange(len(labels)), labels])
-    return float(scores[rank - 1])
+    return upper_quantile(1 - probs[np.arange(len(labels)), labels], coverage)
+
+
+def upper_quantile(scores: Floats, share: float) -> float | None:
+    """The value that one more score like these stays within, with a probability of `share` at least.
+
+    Args:
+        scores: `[N]`.
+        share: Above 0, below 1.
+
+    Returns:
+        One of the scores, or None if N is too small to promise that.
+    """
+    rank = math.ceil((len(scores) + 1) * share)
+    return None if rank > len(scores) else float(np.sort(scores)[rank - 1])
 
 
 def prediction_set(probs: Floats, quantile: float) -> Ints:
@@ -124,3 +158,19 @@ def fit_energy_threshold(logits: Floats, false_alarm_rate: float = 0.05) -> floa
         false_alarm_rate: Share of them that may be abstained from.
     """
     return float(np.quantile(energy(logits.astype(np.float64)), 1 - false_alarm_rate))
+
+
+def unfamiliar(fitted: Calibration, outputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.bool_]:
+    """Whether images are unlike those that a model, or a head, has learned from.
+
+    Args:
+        fitted: By the distance if it has a threshold for that, else by the energy; never if it has neither.
+        outputs: `logits [..., K]`, and `distance [...]` or `[..., 1]` if there is a threshold for it.
+    """
+    logits = np.asarray(outputs["logits"], np.float32)
+    if fitted.abstain_above_distance is not None:
+        distance = np.asarray(outputs[DISTANCE], np.float32).reshape(logits.shape[:-1])
+        return np.asarray(~(distance <= fitted.abstain_above_distance))  # what is no number is strange
+    if fitted.abstain_above_energy is not None:
+        return np.asarray(energy(logits) > fitted.abstain_above_energy)
+    return np.zeros(logits.shape[:-1], np.bool_)

@@ -13,9 +13,9 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.answers import Answer, ClassScore, Explained, ExplainedPrediction, Features, Prediction, Timings
+from service.answers import Answer, ClassScore, Explained, ExplainedPrediction, Features, Inferred, Prediction, Timings
 from service.backends.base import InferenceBackend, ModelStatus, Row, ServedModel, Ticket
-from service.calibration import energy, prediction_set, probabilities
+from service.calibration import prediction_set, probabilities, unfamiliar
 from service.errors import BackendFailed, DeadlineExceeded, FoveaError, InvalidRequest, Overloaded, TooLarge
 from service.explain import (
     ALPHA,
@@ -30,9 +30,11 @@ from service.explain import (
 )
 from service.header import probe
 from service.metrics import Metrics
+from service.preprocess import Undecoded
 from service.routes.shadow import Seen, Shadows
 from service.routes.table import Choice, RouteTable
-from service.spec import ModelSpec
+from service.spec import Contract
+from service.statistics import Statistics
 
 # Up to this size decoding takes less time than handing it to another thread and back.
 INLINE_PIXELS = 64 * 64
@@ -41,12 +43,15 @@ INLINE_FORMATS = ("PNG", "JPEG", "WebP", "BMP")  # a GIF's frame, a TIFF's tile 
 
 BUNDLED = "lenet5-digits"  # comes with Fovea
 
-LOGITS = frozenset({"logits"})
 FEATURES = frozenset({"features"})
 EXPLAINED = frozenset({"logits", "cam"})
+PROBABILITIES = frozenset({"probabilities"})
+
+Pixels = NDArray[np.uint8]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Input = TypeVar("Input", bytes, bytes | Pixels)
 
 
 class Classifier:
@@ -60,6 +65,9 @@ class Classifier:
         default_model: For requests that name none; if None, the only model there is, or the bundled one among several.
         max_images: In one request.
         decode_threads: For images too large to decode on the event loop, and for drawing.
+
+    Attributes:
+        statistics: Of every version, whoever asked.
     """
 
     def __init__(
@@ -80,6 +88,7 @@ class Classifier:
         self._traffic = self._shadows.traffic
         self._default_model = default_model
         self._max_images = max_images
+        self.statistics = Statistics()
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
 
     async def classify(
@@ -109,13 +118,10 @@ class Classifier:
         """
         served, choice = self._choose(model, version, request_id)
         began = time.monotonic()
-        seen: list[Seen] | None = None
-        if choice is not None:
-            choice.route.count(choice)
-            seen = [] if choice.route.route.shadow and not choice.canary else None
+        seen = _count(choice)
 
         async def one(ticket: Ticket, image: bytes) -> Prediction:
-            outputs = EXPLAINED if explain else LOGITS
+            outputs = served.spec.judged_by | EXPLAINED if explain else served.spec.judged_by
             row, sample, decode_seconds = await self._infer(served, ticket, image, outputs, deadline)
             size = await self._upright_size(image, deadline) if explain else None
             prediction = self._predict(served.spec, row, top_k, _timings(began, decode_seconds, row))
@@ -211,6 +217,53 @@ class Classifier:
             raise drawn
         return drawn
 
+    async def infer(
+        self,
+        inputs: Sequence[bytes] | Pixels,
+        outputs: frozenset[str],
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        request_id: str = "",
+        deadline: float = math.inf,
+    ) -> Inferred:
+        """Outputs as arrays, of encoded images or of pixels; other arguments as `classify`.
+
+        Args:
+            inputs: Encoded images; or pixels as the network takes them, uint8 `[N, H, W, C]`.
+            outputs: Names of the contract; or `PROBABILITIES` of encoded images, which count as predictions.
+
+        Raises:
+            FoveaError: The request cannot be answered. One bad image fails it, and is named if it is one of several.
+        """
+        served, choice = self._choose(model, version, request_id)
+        seen = _count(choice)
+        self._check_number(len(inputs))
+        if isinstance(inputs, np.ndarray):
+            image = served.spec.image
+            if inputs.dtype != np.uint8 or inputs.shape[1:] != (image.height, image.width, image.channels):
+                raise InvalidRequest(
+                    f"{served.spec.name} takes pixels as uint8 [N, {image.height}, {image.width}, {image.channels}],"
+                    f" not as {inputs.dtype} {list(inputs.shape)}"
+                )
+        judged = outputs == PROBABILITIES
+        wanted = served.spec.judged_by if judged else outputs
+
+        async def one(ticket: Ticket, given: bytes | Pixels) -> dict[str, NDArray[np.float32]]:
+            row, sample, _ = await self._infer(served, ticket, given, wanted, deadline)
+            if not judged:
+                return {name: np.asarray(row.outputs[name], np.float32) for name in outputs}
+            probs, _ = self._judge(served.spec, row)
+            if seen is not None and isinstance(given, bytes):
+                seen.append(Seen(given, sample, served.spec.labels[int(probs.argmax())]))
+            return {"probabilities": probs}
+
+        answer = await self._answer(served, list(inputs), deadline, one)
+        rows = [_whole(index, result) for index, result in enumerate(answer.results)]
+        if choice is not None and seen:
+            self._shadows.offer(choice.route, served, seen)
+        return Inferred(served.spec, {name: _stacked([row[name] for row in rows]) for name in outputs})
+
     def resolve(self, model: str | None, version: str | None, request_id: str = "") -> ServedModel:
         """The version that answers such a request.
 
@@ -254,33 +307,37 @@ class Classifier:
     async def _answer(
         self,
         served: ServedModel,
-        images: Sequence[bytes],
+        images: Sequence[Input],
         deadline: float,
-        one: Callable[[Ticket, bytes], Awaitable[T]],
+        one: Callable[[Ticket, Input], Awaitable[T]],
     ) -> Answer[T]:
-        if len(images) > self._max_images:
-            raise TooLarge(f"{len(images)} images in one request; at most {self._max_images} are taken")
+        self._check_number(len(images))
+        with self.statistics.request(served.spec, isinstance(images[0], bytes)) as tally:
+            try:
+                tickets = tally.watch(served.admit(deadline, len(images)))
+            except Overloaded as error:
+                self._metrics.rejected.labels(error.code).inc(len(images))
+                raise
+            results: list[T | FoveaError]
+            self._traffic.asked += len(images)
+            self._traffic.answering += len(images)
+            try:
+                if len(images) == 1:
+                    results = [await one(tickets[0], images[0])]
+                else:
+                    settled = await asyncio.gather(*map(one, tickets, images), return_exceptions=True)
+                    results = [_result(result) for result in settled]
+            finally:
+                self._traffic.answering -= len(images)
+                for ticket in tickets:
+                    ticket.close()
+        return Answer(served.spec.name, served.spec.version, results)
+
+    def _check_number(self, images: int) -> None:
+        if images > self._max_images:
+            raise TooLarge(f"{images} images in one request; at most {self._max_images} are taken")
         if not images:
             raise InvalidRequest("the request holds no image")
-        try:
-            tickets = served.admit(deadline, len(images))
-        except Overloaded as error:
-            self._metrics.rejected.labels(error.code).inc(len(images))
-            raise
-        results: list[T | FoveaError]
-        self._traffic.asked += len(images)
-        self._traffic.answering += len(images)
-        try:
-            if len(images) == 1:
-                results = [await one(tickets[0], images[0])]
-            else:
-                settled = await asyncio.gather(*map(one, tickets, images), return_exceptions=True)
-                results = [_result(result) for result in settled]
-        finally:
-            self._traffic.answering -= len(images)
-            for ticket in tickets:
-                ticket.close()
-        return Answer(served.spec.name, served.spec.version, results)
 
     async def _explainer(
         self, model: str | None, version: str | None, request_id: str, label: str | None, deadline: float
@@ -319,16 +376,18 @@ class Classifier:
         return await self._aside("the image was measured", deadline, upright_size, image)
 
     async def _infer(
-        self, served: ServedModel, ticket: Ticket, image: bytes, outputs: frozenset[str], deadline: float
-    ) -> tuple[Row, NDArray[np.uint8], float]:
-        """Decode one image and wait for its row.
+        self, served: ServedModel, ticket: Ticket, image: bytes | Pixels, outputs: frozenset[str], deadline: float
+    ) -> tuple[Row, Pixels, float]:
+        """Decode one image, unless it is pixels already, and wait for its row.
 
         Returns:
             The row; what was decoded, `[H, W, C]`; the seconds decoding took, its wait for a thread included.
         """
         started = time.monotonic()
         try:
-            if _is_quick(image):
+            if not isinstance(image, bytes):
+                sample = image
+            elif isinstance(served.preprocess, Undecoded) or _is_quick(image):
                 sample = served.preprocess(image)
             else:
                 sample = await self._aside("the image was decoded", deadline, served.preprocess, image)
@@ -337,8 +396,9 @@ class Classifier:
         except FoveaError as error:
             self._metrics.rejected.labels(error.code).inc()
             raise
-        self._metrics.decode_seconds.labels(served.spec.name).observe(decode_seconds)
-        self._metrics.queue_seconds.labels(served.spec.name).observe(row.queue_seconds)
+        if sample is not image:
+            self._metrics.decode_seconds.labels(served.spec.counted_as).observe(decode_seconds)
+        self._metrics.queue_seconds.labels(served.spec.counted_as).observe(row.queue_seconds)
         return row, sample, decode_seconds
 
     async def _aside(self, done: str, deadline: float, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -350,30 +410,33 @@ class Classifier:
         except TimeoutError:
             raise DeadlineExceeded(f"the deadline passed before {done}") from None
 
-    def _predict(self, spec: ModelSpec, row: Row, top_k: int, timings: Timings) -> Prediction:
+    def _predict(self, spec: Contract, row: Row, top_k: int, timings: Timings) -> Prediction:
+        probs, abstained = self._judge(spec, row)
+        order = np.argsort(-probs, kind="stable")[:top_k]
+        classes = [ClassScore(spec.labels[index], int(index), round(float(probs[index]), 6)) for index in order]
+        labels, coverage = None, None
+        if spec.calibration.conformal_quantile is not None:
+            labels = [spec.labels[index] for index in prediction_set(probs, spec.calibration.conformal_quantile)]
+            coverage = spec.calibration.coverage
+        return Prediction(classes, labels, coverage, abstained, timings)
+
+    def _judge(self, spec: Contract, row: Row) -> tuple[NDArray[np.float32], bool]:
+        """Calibrated probabilities `[K]` and whether to abstain; counted."""
         calibration = spec.calibration
         logits = np.asarray(row.outputs["logits"], np.float32)
         probs = probabilities(logits, calibration.temperature)
         if math.isnan(probs[0]):  # one logit that is no number leaves none
             raise BackendFailed(f"{spec.name} gave an answer that is not a number")
-        order = np.argsort(-probs, kind="stable")[:top_k]
-        classes = [ClassScore(spec.labels[index], int(index), round(float(probs[index]), 6)) for index in order]
-        abstained = False
-        if calibration.abstain_above_energy is not None:
-            abstained = bool(energy(logits) > calibration.abstain_above_energy)
-        labels, coverage = None, None
-        if calibration.conformal_quantile is not None:
-            labels = [spec.labels[index] for index in prediction_set(probs, calibration.conformal_quantile)]
-            coverage = calibration.coverage
-        best = classes[0]
-        self._metrics.prediction(spec.name, best.label).inc()
-        self._metrics.confidence.labels(spec.name).observe(best.probability)
+        best = int(probs.argmax())
+        self._metrics.prediction(spec.counted_as, spec.counted_label(spec.labels[best])).inc()
+        self._metrics.confidence.labels(spec.counted_as).observe(round(float(probs[best]), 6))
+        abstained = bool(unfamiliar(calibration, row.outputs))
         if abstained:
-            self._metrics.abstained.labels(spec.name).inc()
-        return Prediction(classes, labels, coverage, abstained, timings)
+            self._metrics.abstained.labels(spec.counted_as).inc()
+        return probs, abstained
 
     def _only_model(self) -> str:
-        names = sorted({status.name for status in self._backend.models()})
+        names = sorted({status.name for status in self._backend.models() if status.kind == "model"})
         if len(names) == 1:
             return names[0]
         if BUNDLED in names:  # so that the first request of a new user needs no name
@@ -382,6 +445,14 @@ class Classifier:
             "name a model: POST /v1/models/{model}/classify, or set FOVEA_DEFAULT_MODEL; there are "
             + (", ".join(names) or "none")
         )
+
+
+def _count(choice: Choice | None) -> list[Seen] | None:
+    """Note a request to a route; where to put what its shadow is to see, if it is to see anything."""
+    if choice is None:
+        return None
+    choice.route.count(choice)
+    return [] if choice.route.route.shadow and not choice.canary else None
 
 
 def _is_quick(image: bytes) -> bool:
@@ -415,3 +486,15 @@ def _result(settled: T | BaseException) -> T | FoveaError:
     if isinstance(settled, BaseException) and not isinstance(settled, FoveaError):
         raise settled
     return settled
+
+
+def _whole(index: int, result: T | FoveaError) -> T:
+    """The result of one of several images that are answered together or not at all."""
+    if isinstance(result, FoveaError):
+        raise type(result)(f"image {index}: {result.message}", retry_after=result.retry_after) from result.__cause__
+    return result
+
+
+def _stacked(rows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """`[N, …]`"""
+    return rows[0][None] if len(rows) == 1 else np.stack(rows)

@@ -24,7 +24,7 @@ from service.decode import decode
 from service.errors import BackendFailed, InvalidRequest
 from service.header import JpegHeader, probe
 from service.preprocess import Limits, Preprocessor, window
-from service.spec import ImageSpec, ModelSpec
+from service.spec import Contract, ImageSpec
 
 OVERLAY_SIDE = 1024  # pixels of the longer side of an overlay, at most
 ALPHA = 0.6  # of the colours where the map is 1, unless asked otherwise
@@ -84,7 +84,7 @@ class Explanation:
 
 
 def explanation(
-    spec: ModelSpec, outputs: Mapping[str, NDArray[np.generic]], size: Size, label: str | None = None
+    spec: Contract, outputs: Mapping[str, NDArray[np.generic]], size: Size, label: str | None = None
 ) -> Explanation:
     """Explain one class of one image.
 
@@ -123,7 +123,7 @@ def normalised(signed: NDArray[np.floating]) -> NDArray[np.float64]:
     return scaled
 
 
-def unknown_label(spec: ModelSpec, label: str) -> InvalidRequest:
+def unknown_label(spec: Contract, label: str) -> InvalidRequest:
     """The error for a label that the model does not know; names close ones. Takes milliseconds per thousand labels."""
     asked = label[:_MATCHED_CHARACTERS]
     if close := difflib.get_close_matches(asked, spec.labels, 5):

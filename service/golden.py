@@ -23,13 +23,22 @@ def golden_batch(spec: ModelSpec, preprocess: Preprocessor) -> NDArray[np.uint8]
     Raises:
         Drifted: One of them is not taken any more.
     """
+    return np.stack(golden_samples(spec, preprocess))
+
+
+def golden_samples(spec: ModelSpec, preprocess: Preprocessor) -> list[NDArray[np.uint8]]:
+    """What `preprocess` makes of each golden image.
+
+    Raises:
+        Drifted: One of them is not taken any more.
+    """
     images = []
     for golden in spec.golden:
         try:
             images.append(preprocess(golden.data))
         except FoveaError as error:
             raise Drifted(f"golden image {golden.name!r} is refused: {error.message}") from error
-    return np.stack(images)
+    return images
 
 
 def misshapen(spec: ModelSpec, outputs: Mapping[str, NDArray[np.generic]], rows: int) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import sys
 import threading
@@ -113,6 +114,8 @@ def configure(level: str, style: Literal["auto", "json", "text"], *, access: boo
         style: "auto" is text on a terminal, else JSON.
         access: Whether each request is logged; failures of the server are logged in any case.
     """
+    # grpc's core writes lines of its own to standard error, one for each handshake that fails.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # No line shows them, and looking them up takes a third of the time of writing one.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     if style == "auto":
@@ -123,5 +126,5 @@ def configure(level: str, style: Literal["auto", "json", "text"], *, access: boo
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.getLogger("fovea.access").disabled = not access
-    for chatty in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio"):
+    for chatty in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "alembic"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))

@@ -66,6 +66,7 @@ class Metrics:
         # Looking a child up by labels costs more than counting on it.
         self.prediction = lru_cache(maxsize=100_000)(self.predictions.labels)
         self.request = lru_cache(maxsize=10_000)(self.requests.labels)
+        self.seconds = lru_cache(maxsize=10_000)(self.request_seconds.labels)
 
     def forget_route(self, name: str) -> None:
         """Drop what was counted of a route that is no more, so that only routes that exist are labels."""

@@ -10,6 +10,7 @@ only what stays.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,9 @@ from PIL import Image
 from service.decode import Decoded, decode
 from service.errors import TooLarge
 from service.header import Header, JpegHeader, probe
-from service.spec import ImageSpec
+
+if TYPE_CHECKING:  # the decode model in Triton imports this module, and has no pydantic
+    from service.spec import ImageSpec
 
 # A shrunk JPEG keeps this many times the size needed in each direction, so that what is seen is up to the resampling
 # filter and not to the decoder's crude one. Against full decoding, two photographs differ by 0.3 to 0.7 levels of 255
@@ -99,14 +102,7 @@ class Preprocessor:
             TooLarge: Beyond the limits.
             UnsupportedFormat: Not an accepted format, or a rare kind of it.
         """
-        if len(data) > self._limits.max_bytes:
-            raise TooLarge(f"{len(data)} bytes are more than {self._limits.max_bytes}; scale the image down")
-        header = probe(data)
-        if header.pixels > self._limits.max_pixels or max(header.width, header.height) > MAX_SIDE:
-            raise TooLarge(
-                f"{header.width} × {header.height} pixels are more than {self._limits.max_pixels} in all"
-                f" or {MAX_SIDE} a side; scale the image down"
-            )
+        header = self.header(data)
         decoded = decode(
             data,
             header,
@@ -118,6 +114,22 @@ class Preprocessor:
         if image.mode != self._mode:
             image = image.convert(self._mode)
         return np.array(image).reshape(self._spec.height, self._spec.width, self._spec.channels)
+
+    def header(self, data: bytes) -> Header:
+        """What the header of an image within the limits says.
+
+        Raises:
+            InvalidImage, TooLarge, UnsupportedFormat: As when it is decoded, as far as the header tells.
+        """
+        if len(data) > self._limits.max_bytes:
+            raise TooLarge(f"{len(data)} bytes are more than {self._limits.max_bytes}; scale the image down")
+        header = probe(data)
+        if header.pixels > self._limits.max_pixels or max(header.width, header.height) > MAX_SIDE:
+            raise TooLarge(
+                f"{header.width} × {header.height} pixels are more than {self._limits.max_pixels} in all"
+                f" or {MAX_SIDE} a side; scale the image down"
+            )
+        return header
 
     def _fit(self, decoded: Decoded) -> Image.Image:
         """Resize and crop first and turn the little that remains."""
@@ -150,6 +162,15 @@ class Preprocessor:
         size, box = window(self._spec, *((header.height, header.width) if lying else (header.width, header.height)))
         spare = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1]) / SHRINK_MARGIN
         return next((factor for factor in (8, 4, 2) if factor <= spare), 1)
+
+
+class Undecoded(Preprocessor):
+    """Checks headers and limits, and leaves the decoding to others."""
+
+    def __call__(self, data: bytes) -> NDArray[np.uint8]:
+        """The encoded image as it is, uint8 `[bytes]`; raises what its header alone gives reason to."""
+        self.header(data)
+        return np.frombuffer(data, np.uint8)
 
 
 def window(spec: ImageSpec, width: float, height: float) -> tuple[tuple[int, int], Box]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import ssl
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,19 +32,34 @@ class Settings(BaseSettings):
     """Address to listen on."""
     port: int = Field(default=8080, ge=0, le=65535)
     """Port of HTTP; 0 takes a free one and says which."""
+    grpc_port: int | None = Field(default=8081, ge=0, le=65535)
+    """Port of gRPC; 0 takes a free one and says which, off serves none."""
+    tls_certificate: Path | None = None
+    """File of the certificate chain, in PEM: both ports speak TLS."""
+    tls_key: Path | None = None
+    """File of that certificate's private key, in PEM and without a passphrase."""
     backend: Literal["embedded", "triton"] = "embedded"
     """Where models run: ONNX Runtime in this process, or a Triton Inference Server."""
     model_repository: Path = Path("model_repository")
     """Directory of the models, for the embedded backend."""
     triton_url: str = "127.0.0.1:8001"
     """Triton's gRPC address, host:port, for that backend; its models are its own."""
+    decode_on: Literal["gateway", "triton"] = "gateway"
+    """Where images are decoded; triton, with that backend alone: by its decode model."""
     default_model: str | None = None
     """Model or route of requests that name none; by default the only model, or the bundled lenet5-digits."""
-    state_dir: Path | None = None
-    """Directory that keeps routes and pinned versions over a restart; unless given they end with the process."""
+    database_url: str = "sqlite:///fovea.db"
+    """Database of taught heads, routes and pinned versions: a file, or postgresql://user:password@host/name for several
+    gateways to share."""
     admin: bool | None = None
-    """Take calls that change routes, pins and what is loaded; unless given, only if host is a loopback address. Behind
-    a proxy on the same machine everybody comes from there: say false."""
+    """Take calls that teach, or change routes, pins and what is loaded. Where there are keys such a call needs one of
+    scope admin, and false takes none at all. Where there are none, unless given, they are taken only if host is a
+    loopback address; behind a proxy on the same machine everybody comes from there: make keys, or say false."""
+    insecure: bool = False
+    """Serve without keys although host is not a loopback address, or although all keys were revoked."""
+    rate_limit_url: str | None = None
+    """Redis in which gateways count together what each key asks, redis://host:6379/0; unless given, each process
+    counts for itself."""
 
     default_timeout_ms: float = Field(default=30_000, gt=0)
     """Deadline of requests that state none."""
@@ -53,12 +69,23 @@ class Settings(BaseSettings):
     """Size of one encoded image."""
     max_request_bytes: int = Field(default=64 * 2**20, ge=1)
     """Size of one request's body."""
+    max_message_bytes: int | None = Field(default=None, ge=1)
+    """Size of one gRPC message, either way; unless given, that of a request's body."""
+    max_calls: int = Field(default=2048, ge=1)
+    """gRPC calls at once; a stream is one."""
     max_pixels: int = Field(default=50_000_000, ge=1)
     """Width times height of one image; read from its header, before anything is decoded."""
     max_images: int = Field(default=64, ge=1)
     """Images in one request."""
     max_queue: int = Field(default=1024, ge=1)
     """Images that may wait for one version of a model."""
+
+    max_heads: int = Field(default=1000, ge=1)
+    """Taught heads, in all."""
+    max_examples: int = Field(default=10_000, ge=2)
+    """Examples of one taught head."""
+    max_labels: int = Field(default=1000, ge=2)
+    """Classes of one taught head."""
 
     threads: int = Field(default_factory=_cores, ge=1)
     """Threads of one inference, and of decoding."""
@@ -76,18 +103,16 @@ class Settings(BaseSettings):
     access_log: bool = True
     """Log every request."""
 
+    @field_validator("grpc_port", mode="before")
+    @classmethod
+    def _is_off(cls, value: object) -> object:
+        return None if value == "off" else value
+
     @field_validator("model_repository")
     @classmethod
     def _exists(cls, value: Path, info: ValidationInfo) -> Path:
         if info.data.get("backend") == "embedded" and not value.is_dir():
             raise ValueError(f"{value} is not a directory; name the model repository's")
-        return value
-
-    @field_validator("state_dir")
-    @classmethod
-    def _is_directory(cls, value: Path | None) -> Path | None:
-        if value is not None and not value.is_dir():
-            raise ValueError(f"{value} is not a directory; create it first")
         return value
 
     @field_validator("triton_url")
@@ -101,14 +126,29 @@ class Settings(BaseSettings):
     def _consistent(self) -> Settings:
         if self.max_timeout_ms < self.default_timeout_ms:
             raise ValueError("max_timeout_ms must not be less than default_timeout_ms")
+        if self.decode_on == "triton" and self.backend != "triton":
+            raise ValueError("decode_on=triton belongs to backend=triton")
         if self.max_queue < self.max_images:
             raise ValueError("max_queue must not be less than max_images: it has to hold one request")
         return self
 
-    def takes_admin(self) -> bool:
-        """Whether calls that change the server's state are taken."""
-        if self.admin is not None:
-            return self.admin
+    @model_validator(mode="after")
+    def _certified(self) -> Settings:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together: give both, or neither")
+        if tls := self.tls():
+            try:
+                ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(*tls, password="")
+            except OSError as error:
+                raise ValueError(f"tls_certificate and tls_key are not a certificate and its key: {error}") from None
+        return self
+
+    def tls(self) -> tuple[Path, Path] | None:
+        """Files of the certificate chain and of its key, if TLS is spoken."""
+        return (self.tls_certificate, self.tls_key) if self.tls_certificate and self.tls_key else None
+
+    def is_loopback(self) -> bool:
+        """Whether nobody but this machine reaches the server."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:

@@ -13,6 +13,7 @@ Tensors of every model (N is the batch, K the number of labels, C = min(5, K)):
 | `features`    | float `[N, D]`        | penultimate activations                                                |
 | `cam`         | float `[N, C, h, w]`  | class activation maps of the C highest logits, best first, signed      |
 | `activations` | float `[N, A, h, w]`  | the last feature maps                                                  |
+| `distance`    | float `[N, 1]`        | from the training images, as far as features tell; not all have it     |
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -38,10 +40,14 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 CONFIG_NAME = "config.pbtxt"
 SPEC_KEY = "fovea."
-OUTPUTS = ("logits", "features", "cam", "activations")
+OUTPUTS = ("logits", "features", "cam", "activations")  # of every model
+DISTANCE = "distance"  # of those that were published with their training images
 GOLDEN_BYTES = 100_000  # all golden images of a version together
 
 Precision = Literal["fp32", "fp16", "int8"]
+
+_BY_ENERGY = frozenset({"logits"})
+_BY_DISTANCE = frozenset({"logits", DISTANCE})
 
 
 class InvalidSpec(ValueError):
@@ -125,7 +131,12 @@ class Calibration(_Frozen):
     measured_coverage: float | None = None  # share of prediction sets that hold the true class, on other images
     mean_set_size: float | None = None  # classes per prediction set, on those
     abstain_above_energy: float | None = None  # energy of the raw logits; None: never abstain
+    # From what a model was trained on, or a head was taught; then the energy does not matter. A model that has it has
+    # the output `distance`.
+    abstain_above_distance: float | None = None
     false_alarm_rate: float | None = None  # share of held-out images abstained from
+    # Of calibrated probabilities on other images, per bin that is not empty: confidence, accuracy, images.
+    reliability: tuple[tuple[float, float, int], ...] = ()
     data: str | None = None  # what it was fitted on
 
 
@@ -201,6 +212,21 @@ class Contract(_Frozen):
         return value
 
 
+    @property
+    def counted_as(self) -> str:
+        """The name that metrics give it: what clients have named does not make time series."""
+        return self.name
+
+    def counted_label(self, label: str) -> str:
+        """The name that metrics give a class."""
+        return label
+
+    @property
+    def judged_by(self) -> frozenset[str]:
+        """The outputs that a prediction takes."""
+        return _BY_ENERGY if self.calibration.abstain_above_distance is None else _BY_DISTANCE
+
+
 class ModelSpec(Contract):
     """Everything about one version of one model."""
 
@@ -239,14 +265,17 @@ class ModelSpec(Contract):
     def output_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every output, without its batch dimension."""
         _, height, width = self.maps
-        return {
+        shapes: dict[str, tuple[int, ...]] = {
             "logits": (len(self.labels),),
             "features": (self.features,),
             "cam": (self.cam_classes, height, width),
             "activations": self.maps,
         }
+        if self.calibration.abstain_above_distance is not None:
+            shapes[DISTANCE] = (1,)
+        return shapes
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 in hex of what decides its features: its files, and how it wants images prepared."""
         image = self.image.model_dump_json(exclude_defaults=True)  # a field added later must change no digest

@@ -8,9 +8,12 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from service.store.store import Store
+from tests.databases import Missing, PostgreSQL
 from tests.faults import publish_poisonable
 from tests.models import publish_tiny, rounds_of
 from tests.server import RUNNING, Server
+from tests.stores import opened
 
 # Examples are judged by what they do; how long they take says more about the machine.
 hypothesis.settings.register_profile("fovea", deadline=None)
@@ -71,3 +74,30 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     yield make
     for one in servers:
         one.stop()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A PostgreSQL server; whoever stops it starts it again."""
+    try:
+        server = PostgreSQL()
+    except Missing as reason:
+        pytest.skip(str(reason))
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of an empty database of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/heads.db"
+    server: PostgreSQL = request.getfixturevalue("postgresql")
+    return server.database()
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    """A store of taught heads, with one head."""
+    with opened(database_url) as made:
+        yield made

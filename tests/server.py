@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -48,7 +49,7 @@ class Samples:
 
 
 class Server:
-    """`python -m service serve` on a free port.
+    """`python -m service serve` on free ports.
 
     Args:
         repository: The models.
@@ -59,10 +60,12 @@ class Server:
     def __init__(self, repository: Path, folder: Path, **settings: object) -> None:
         self.repository = repository
         self._folder = folder
-        self._settings = {"log_format": "json", "poll_seconds": 0.05, "drain_delay": 0, **settings}
+        self._settings = {"log_format": "json", "grpc_port": 0, "poll_seconds": 0.05, "drain_delay": 0, **settings}
         self._log = folder / "server.log"
         self.process: subprocess.Popen[bytes]
         self.port = 0
+        self.grpc = ""  # host:port
+        self.tls: ssl.SSLContext | None = None  # of clients, where the server speaks it
         self.client: httpx.Client
 
     def start(self, ready: bool = True) -> Server:
@@ -73,14 +76,17 @@ class Server:
         RUNNING.append(self)
         line = self.wait_log(lambda line: "listening on http" in line["message"], START_SECONDS)
         self.port = int(line["message"].rpartition(":")[2])
-        self.client = httpx.Client(base_url=self.url, timeout=20)
+        if self._settings["grpc_port"] != "off":
+            line = self.wait_log(lambda line: "listening on grpc" in line["message"], START_SECONDS)
+            self.grpc = line["message"].rpartition("/")[2]
+        self.client = httpx.Client(base_url=self.url, timeout=20, verify=self.tls or True)
         if ready:
             self.wait_until(self.ready, START_SECONDS)
         return self
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     def ready(self) -> bool:
         return self.client.get("/readyz").status_code == 200

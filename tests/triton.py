@@ -32,13 +32,23 @@ class Triton:
         repository: The models.
         folder: Where its log goes.
         explicit: Load and unload models by calls; otherwise Triton looks for changes itself.
+        decode: Serve the decode model too.
         options: Further options of tritonserver.
     """
 
-    def __init__(self, repository: Path, folder: Path, *, explicit: bool = True, options: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        folder: Path,
+        *,
+        explicit: bool = True,
+        decode: bool = False,
+        options: tuple[str, ...] = (),
+    ) -> None:
         self.repository = repository
         self._log = folder / "triton.log"
         self._mode = "explicit" if explicit else "poll"
+        self.decode = decode
         self._options = options
         self.http_port, self.grpc_port, self.metrics_port = _free_ports(3)
         self.process: subprocess.Popen[bytes]
@@ -67,7 +77,8 @@ class Triton:
         """
         command = [sys.executable, SCRIPTS / "serve.py", "--repository", self.repository]
         command += ["--http-port", str(self.http_port), "--grpc-port", str(self.grpc_port)]
-        command += ["--metrics-port", str(self.metrics_port), "--model-control-mode", self._mode, "--", *self._options]
+        command += ["--metrics-port", str(self.metrics_port), "--model-control-mode", self._mode]
+        command += [*(["--decode"] if self.decode else []), "--", *self._options]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         self.client = httpx.Client(base_url=self.http_url, timeout=20)

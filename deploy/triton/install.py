@@ -25,6 +25,7 @@ HERE = Path(__file__).resolve().parent
 HOME = HERE.parents[1] / "build" / "triton"
 REQUIREMENTS = HERE / "requirements.txt"
 BACKENDS = HERE / "backends"
+SERVICE = HERE.parents[1] / "service"
 COMMAND = "make triton-setup"
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHONS = ("3.11", "3.12")  # both a stub in the wheel and a build of numpy 1.26 exist for them
@@ -147,8 +148,10 @@ def _build(part: Installation) -> None:
     shutil.copy(part.triton / "python_backend_stubs" / VERSION / "triton_python_backend_stub", python)
     for backend in BACKENDS.iterdir():  # linked, so that the backend that runs is the one in the repository
         (part.backends / backend.name).symlink_to(os.path.relpath(backend, part.backends))
+    (part.packages / SERVICE.name).symlink_to(os.path.relpath(SERVICE, part.packages))  # for the decode model
     _try(part, [str(part.server), "--help"], "--model-repository")
     _try(part, [str(part.python), "-I", "-c", "import numpy, onnxruntime; print(onnxruntime.__version__)"], "1.")
+    _try(part, [str(part.python), "-I", "-c", "from service import preprocess; print(preprocess.MAX_SIDE)"], "65535")
 
 
 def _try(part: Installation, command: list[str], expected: str) -> None:

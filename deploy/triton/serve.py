@@ -15,6 +15,7 @@ from pathlib import Path
 from install import HERE, Installation, SetupError, ready
 
 REPOSITORY = HERE.parents[1] / "model_repository"
+DECODING = HERE / "decoding"  # a model repository too, with nothing but the decode model
 POLL_SECONDS = 2
 EXIT_SECONDS = 10  # an idle HTTP connection keeps Triton from ending until then
 
@@ -34,6 +35,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="explicit (default): all models at the start, then by load and unload calls; "
         f"poll: look for changes every {POLL_SECONDS} seconds; none: all models at the start and no changes",
     )
+    parser.add_argument(
+        "--decode", action="store_true", help="serve the decode model too, for gateways with --decode-on triton"
+    )
     parser.add_argument("tritonserver", nargs="*", help="after --: further options of tritonserver")
     return parser.parse_args(arguments)
 
@@ -44,6 +48,7 @@ def command(installation: Installation, options: argparse.Namespace) -> list[str
     return [
         str(installation.server),
         f"--model-repository={options.repository.resolve()}",
+        *([f"--model-repository={DECODING}"] if options.decode else []),
         f"--backend-directory={installation.backends}",
         f"--cache-directory={installation.triton / 'caches'}",
         f"--model-control-mode={options.model_control_mode}",

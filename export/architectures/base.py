@@ -23,13 +23,17 @@ class Network(nn.Module):
         trunk: float `[N, C, H, W]` to the last feature maps, float `[N, A, h, w]`.
         head: The maps to logits `[N, K]`; every layer in it has a rule in `export.cam`.
         features_at: The features are the output of `head[:features_at]`, `[N, D]`.
+        distance: Features to their distance from those of the training images, `[N, 1]`; None: nobody knows these.
     """
 
-    def __init__(self, trunk: nn.Module, head: nn.Sequential, features_at: int) -> None:
+    def __init__(
+        self, trunk: nn.Module, head: nn.Sequential, features_at: int, distance: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = head
         self.features_at = features_at
+        self.distance = distance
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.head(self.trunk(images))

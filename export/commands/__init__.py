@@ -26,5 +26,6 @@ COMMANDS = {
     "train": Command("export.commands.train", "train a network from scratch"),
     "finetune": Command("export.commands.finetune", "fit a pretrained network to images of your own"),
     "publish": Command("export.commands.publish", "export, verify and publish a run into a model repository"),
+    "challenge": Command("export.commands.challenge", "show models held-out images and strangers: do they abstain?"),
     "compare": Command("export.commands.compare", "run the models of a repository side by side: a table and plots"),
 }

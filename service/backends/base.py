@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.preprocess import Preprocessor
-from service.spec import ModelSpec
+from service.spec import Contract
 
 Outputs = Mapping[str, NDArray[np.generic]]
 State = Literal["loading", "ready", "failed", "unloaded"]
@@ -43,15 +43,17 @@ class ModelStatus:
         problem: Why it failed; or, of a ready version, what is wrong with its files now.
         golden_difference: Largest difference of a probability from PyTorch's in the golden replay.
         current: It answers requests that name no version.
+        kind: A head is taught on a model's features.
     """
 
     name: str
     version: str
     state: State
     problem: str | None = None
-    spec: ModelSpec | None = None
+    spec: Contract | None = None
     golden_difference: float | None = None
     current: bool = False
+    kind: Literal["model", "head"] = "model"
 
 
 class Ticket(Protocol):
@@ -66,7 +68,7 @@ class ServedModel(Protocol):
     """One loaded version. A request keeps the one it got, so that a swap never fails it."""
 
     @property
-    def spec(self) -> ModelSpec: ...
+    def spec(self) -> Contract: ...
 
     @property
     def preprocess(self) -> Preprocessor: ...

@@ -18,7 +18,7 @@ from service.backends.catalogue import LoadFailed
 from service.batcher import Batcher, Observer, Ticket
 from service.golden import Drifted, golden_batch, golden_difference, misshapen
 from service.preprocess import Limits, Preprocessor
-from service.spec import OUTPUTS, ModelSpec
+from service.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class OnnxModel:
         await self._batcher.close()
 
     def _run(self, batch: NDArray[np.uint8], outputs: frozenset[str]) -> Outputs:
-        names = [name for name in OUTPUTS if name in outputs]
+        names = list(outputs)
         try:
             return dict(zip(names, self._session.run(names, {"image": batch}), strict=True))
         except Exception:
@@ -117,7 +117,7 @@ class OnnxModel:
     def _replay(self, batch: NDArray[np.uint8]) -> Outputs:
         """All outputs for the golden images, in the shapes that the spec promises."""
         try:
-            outputs = self._run(batch, frozenset(OUTPUTS))
+            outputs = self._run(batch, frozenset(self.spec.output_shapes))
         except Exception as error:
             raise LoadFailed("graph", "model.onnx: it fails on the golden images; the log says more") from error
         if problem := misshapen(self.spec, outputs, len(batch)):
@@ -193,6 +193,6 @@ def _check_contract(session: onnxruntime.InferenceSession, spec: ModelSpec) -> N
     expected = ("tensor(uint8)", [spec.image.height, spec.image.width, spec.image.channels])
     if inputs != {"image": expected}:
         raise LoadFailed("graph", f"model.onnx: its inputs are {inputs}, the spec wants image {expected}")
-    missing = set(OUTPUTS) - {node.name for node in session.get_outputs()}
+    missing = set(spec.output_shapes) - {node.name for node in session.get_outputs()}
     if missing:
         raise LoadFailed("graph", f"model.onnx: it lacks the outputs {', '.join(sorted(missing))}")

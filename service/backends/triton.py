@@ -12,38 +12,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import time
-from collections.abc import Awaitable, Sequence
-from itertools import cycle
+from collections.abc import Awaitable
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
-import numpy as np
-from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as pb_grpc
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from service.backends.base import ModelStatus, Outputs
+from service.backends.base import ModelStatus
 from service.backends.catalogue import Catalogue, LoadFailed, Model, VersionObserver
-from service.batcher import Observer, RemoteBatcher, Ticket
-from service.errors import BackendFailed, BackendUnavailable, DeadlineExceeded, FoveaError
-from service.golden import Drifted, golden_batch, golden_difference, misshapen
+from service.backends.triton_model import LOST, RETRY_AFTER, Connection, TritonModel
+from service.backends.triton_wire import DECODER, INFER
+from service.errors import BackendFailed, BackendUnavailable, FoveaError
 from service.metrics import Metrics
-from service.preprocess import Limits, Preprocessor
-from service.spec import OUTPUTS, ModelSpec, RepositoryModel, parse_config
+from service.preprocess import Limits
+from service.spec import RepositoryModel, parse_config
 
 log = logging.getLogger(__name__)
 
 CHANNELS = 2  # TCP connections; one carries some hundred megabytes a second
-LANES = 2  # batches at Triton per instance: one that it works on, one that waits there
 PROBE_SECONDS = 2.0  # without an answer to a health check, Triton is taken for dead
-GOLDEN_SECONDS = 60.0  # for a batch of golden images: the first may have to build an engine
+REPLAY_SECONDS = 1.0  # that a look waits for the golden images of one model, before it goes on to the next
 LOAD_SECONDS = 120.0  # for Triton to load or unload a model
-RETRY_AFTER = 1.0
 RETRY_LOOKS = 10  # between two tries of a version that failed: Triton's files may be mended without its spec changing
-LOST = "Triton cannot be reached"
+NO_DECODER = (
+    f"Triton has no model {DECODER}, which is to decode images: start it with `deploy/triton/serve.py --decode`, or"
+    " this gateway with --decode-on gateway"
+)
 # Without these a channel waits up to two minutes before it tries a server again that was away.
 OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -53,148 +50,8 @@ OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),  # or all channels would share one connection
 )
-OUTPUT_TYPE = "FP32"
 
 Stub: TypeAlias = Any  # pb_grpc.GRPCInferenceServiceStub, which has no types
-
-
-class TritonModel:
-    """One version that Triton serves. Satisfies `ServedModel`.
-
-    Args:
-        spec: Its spec.
-        stubs: To Triton, one per connection.
-        max_batch: Images in a batch at most.
-        max_queue: Images that may wait here.
-        lanes: Batches that may be at Triton at once.
-        limits: How large an image may be.
-        observer: Told of every batch.
-        suspect: Called when Triton could not be reached.
-    """
-
-    def __init__(
-        self,
-        spec: ModelSpec,
-        stubs: Sequence[Stub],
-        *,
-        max_batch: int,
-        max_queue: int,
-        lanes: int,
-        limits: Limits,
-        observer: Observer,
-        suspect: asyncio.Event,
-    ) -> None:
-        self.spec = spec
-        self.preprocess = Preprocessor(spec.image, limits)
-        self.golden_difference = 0.0
-        self._stubs = cycle(stubs)
-        self._max_batch = max_batch
-        self._suspect = suspect
-        self._open: str | None = None  # why the breaker is
-        self._batcher = RemoteBatcher(
-            f"{spec.name}:{spec.version}",
-            self._run,
-            max_batch=max_batch,
-            max_queue=max_queue,
-            observer=observer,
-            lanes=lanes,
-        )
-
-    async def verify(self) -> None:
-        """Replay the golden images through Triton and measure batch times.
-
-        Raises:
-            LoadFailed: Triton fails on them, or its outputs are not those of the spec.
-            BackendUnavailable: It cannot be reached.
-            DeadlineExceeded: It takes too long.
-        """
-        try:
-            batch = golden_batch(self.spec, self.preprocess)
-        except Drifted as error:
-            raise LoadFailed("drift", str(error)) from error
-        parts = [
-            await self._replayed(batch[start : start + self._max_batch])
-            for start in range(0, len(batch), self._max_batch)
-        ]
-        try:
-            self.golden_difference = golden_difference(self.spec, np.concatenate(parts))
-        except Drifted as error:
-            raise LoadFailed("drift", str(error)) from error
-        one = await self._seconds(batch[:1])
-        size = min(len(batch), self._max_batch)
-        self._batcher.times.calibrate(one, await self._seconds(batch[:size]) if size > 1 else one, size)
-
-    def start(self) -> None:
-        self._batcher.start()
-
-    def admit(self, deadline: float, images: int = 1) -> list[Ticket]:
-        if self._open is not None:
-            raise BackendUnavailable(f"{self.spec.name} is not ready: {self._open}", retry_after=RETRY_AFTER)
-        return self._batcher.admit(deadline, images)
-
-    def problem(self) -> str | None:
-        return self._open or self._batcher.problem()
-
-    def open(self, problem: str) -> None:
-        """Take no requests, and answer those that wait."""
-        self._open = problem
-        self._batcher.fail(BackendUnavailable(f"{self.spec.name} is not ready: {problem}", retry_after=RETRY_AFTER))
-
-    def shut(self) -> None:
-        """Take requests again."""
-        self._open = None
-
-    @property
-    def opened(self) -> bool:
-        """Whether the breaker is open."""
-        return self._open is not None
-
-    async def close(self) -> None:
-        await self._batcher.close()
-
-    async def _run(self, batch: NDArray[np.uint8], outputs: frozenset[str], deadline: float) -> Outputs:
-        request = pb.ModelInferRequest(model_name=self.spec.name, model_version=self.spec.version)
-        request.inputs.add(name="image", datatype="UINT8", shape=batch.shape)
-        request.raw_input_contents.append(batch.tobytes())
-        for name in outputs:
-            request.outputs.add(name=name)
-        timeout = None if deadline == math.inf else max(deadline - time.monotonic(), 0.0)
-        try:
-            response = await next(self._stubs).ModelInfer(request, timeout=timeout)
-        except grpc.aio.AioRpcError as error:
-            raise self._failure(error) from None
-        return _tensors(response, len(batch))
-
-    def _failure(self, error: grpc.aio.AioRpcError) -> FoveaError:
-        label = {"model": self.spec.name, "version": self.spec.version}
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlineExceeded("the deadline passed before Triton answered")
-        if error.code() is grpc.StatusCode.UNAVAILABLE:  # Triton's answer too when it is unloading this version
-            if self._open is None:
-                log.warning("Triton is not available: %s", error.details(), extra=label)
-                self._open = LOST
-                self._suspect.set()
-            return BackendUnavailable(f"{self.spec.name} is not ready: {self._open}", retry_after=RETRY_AFTER)
-        log.error("Triton failed: %s: %s", error.code().name, error.details(), extra=label)
-        return BackendFailed("the backend failed on this image; the server's log says more")
-
-    async def _replayed(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Logits of golden images; all outputs must have the shapes that the spec promises."""
-        try:
-            outputs = await self._run(batch, frozenset(OUTPUTS), time.monotonic() + GOLDEN_SECONDS)
-        except (BackendFailed, ValueError) as error:
-            raise LoadFailed("graph", "it fails on the golden images; the log says more") from error
-        if problem := misshapen(self.spec, outputs, len(batch)):
-            raise LoadFailed("graph", problem)
-        return np.asarray(outputs["logits"], np.float32)
-
-    async def _seconds(self, batch: NDArray[np.uint8]) -> float:
-        times = []
-        for _ in range(3):
-            started = time.monotonic()
-            await self._run(batch, frozenset({"logits"}), time.monotonic() + GOLDEN_SECONDS)
-            times.append(time.monotonic() - started)
-        return min(times)
 
 
 class TritonBackend:
@@ -205,16 +62,25 @@ class TritonBackend:
         metrics: Where batches, loads and readiness are counted.
         max_queue: Images that may wait for one version.
         limits: How large an image may be.
+        decodes: Triton decodes, by its decode model; without that nothing is ready.
         poll_seconds: Between two looks at Triton.
     """
 
     def __init__(
-        self, url: str, metrics: Metrics, *, max_queue: int, limits: Limits, poll_seconds: float = 1.0
+        self,
+        url: str,
+        metrics: Metrics,
+        *,
+        max_queue: int,
+        limits: Limits,
+        decodes: bool = False,
+        poll_seconds: float = 1.0,
     ) -> None:
         self._url = url
         self._metrics = metrics
         self._max_queue = max_queue
         self._limits = limits
+        self._decodes = decodes
         self._poll_seconds = poll_seconds
         self._catalogue: Catalogue[TritonModel] = Catalogue(metrics)
         self._problem: str | None = "Triton has not answered yet"
@@ -224,17 +90,23 @@ class TritonBackend:
         self._looks = 0
         self._looking = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
+        self._replays: dict[str, asyncio.Task[None]] = {}  # by model: one that hangs holds up none of the others
         self._channels: list[grpc.aio.Channel] = []
-        self._stubs: list[Stub] = []
+        self._stub: Stub
+        self._connection: Connection
 
     async def start(self) -> None:
         self._channels = [grpc.aio.insecure_channel(self._url, OPTIONS) for _ in range(CHANNELS)]
-        self._stubs = [pb_grpc.GRPCInferenceServiceStub(channel) for channel in self._channels]
+        self._stub = pb_grpc.GRPCInferenceServiceStub(self._channels[0])
+        read = pb.ModelInferResponse.FromString
+        calls = [channel.unary_unary(INFER, response_deserializer=read) for channel in self._channels]
+        self._connection = Connection(calls, self._suspect, self._limits, self._decodes)
         await self._look()
         self._tasks = [
             asyncio.create_task(self._watch(), name="watch-triton"),
             asyncio.create_task(self._follow(), name="follow-triton"),
         ]
+        await self._replayed(*self._replays)
 
     def get(self, name: str, version: str | None = None) -> TritonModel:
         if self._problem and name not in self._catalogue.models:
@@ -261,13 +133,15 @@ class TritonBackend:
         request = pb.RepositoryModelLoadRequest(model_name=name)
         async with self._looking:
             try:
-                await self._ask("load", name, self._stubs[0].RepositoryModelLoad(request, timeout=LOAD_SECONDS))
+                await self._ask("load", name, self._stub.RepositoryModelLoad(request, timeout=LOAD_SECONDS))
             except BackendFailed:
                 if name in self._catalogue.models:
                     raise
             else:
+                self._end_replay(name)
                 self._looks = -1  # what failed is tried again in this look
                 await self._update_all()
+        await self._replayed(name)
         self.get(name)
 
     async def unload(self, name: str) -> None:
@@ -275,10 +149,11 @@ class TritonBackend:
             if name not in self._catalogue.models:
                 self.get(name)
             # Nothing new goes to Triton, and what has gone comes back before Triton lets go of the model.
+            self._end_replay(name)
             self._catalogue.unload(name)
             request = pb.RepositoryModelUnloadRequest(model_name=name)
             await self._catalogue.retired()
-            await self._ask("unload", name, self._stubs[0].RepositoryModelUnload(request, timeout=LOAD_SECONDS))
+            await self._ask("unload", name, self._stub.RepositoryModelUnload(request, timeout=LOAD_SECONDS))
             await self._update_all()
 
     async def _ask(self, what: str, name: str, call: Awaitable[Any]) -> None:
@@ -303,9 +178,10 @@ class TritonBackend:
             ) from None
 
     async def close(self) -> None:
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._replays.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._problem = "the backend is closed"
         await self._catalogue.close()
         await asyncio.gather(*(channel.close() for channel in self._channels))
@@ -342,49 +218,57 @@ class TritonBackend:
             await self._update_all()
 
     async def _update_all(self) -> None:
-        """Bring the catalogue up to what Triton has."""
+        """Bring the catalogue up to what Triton has; replays that take their time go on behind this."""
         self._looks += 1
         try:
-            index = await self._stubs[0].RepositoryIndex(pb.RepositoryIndexRequest(), timeout=PROBE_SECONDS)
+            index = await self._stub.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=PROBE_SECONDS)
             present, unloaded = _present(index), _unloaded(index)
+            decoder = present.pop(DECODER, None)
             configs = {name: await self._config(name) for name, versions in present.items() if versions}
         except grpc.aio.AioRpcError as error:
-            self._lost(error)
+            self._refuse(LOST, error.details())
+            return
+        if self._decodes and not decoder:
+            self._refuse(NO_DECODER)
             return
         for name in self._catalogue.models.keys() - present.keys():
+            self._end_replay(name)
             self._catalogue.drop_model(name)
-        for name, (config, lanes) in configs.items():
-            model = self._catalogue.models.setdefault(name, Model())
-            for version in model.versions.keys() - present[name]:
-                self._catalogue.drop(name, version)
-            for version in self._catalogue.order(name, present[name]):
-                await self._update(name, version, config, lanes)
-            self._catalogue.accept_config(name)
         for name in present.keys() - configs.keys():
-            if name in unloaded:
-                self._catalogue.unload(name)
-                continue
-            model = self._catalogue.models.setdefault(name, Model())
-            for version in list(model.versions):
-                self._catalogue.drop(name, version)
-            self._catalogue.refuse_config(name, "Triton has no version of it ready; its log says why")
+            self._end_replay(name)
+            self._note_absent(name, unloaded=name in unloaded)
+        for name, (config, instances) in configs.items():
+            if name not in self._replays:
+                task = asyncio.create_task(self._update(name, present[name], config, instances), name=f"replay-{name}")
+                self._replays[name] = task
+                task.add_done_callback(partial(self._note_replayed, name))
+                await asyncio.wait([task], timeout=REPLAY_SECONDS)
         if self._problem:
             log.info("Triton answers")
         self._problem = None
 
     async def _config(self, name: str) -> tuple[RepositoryModel, int]:
-        """A model's config, and how many batches of it to keep at Triton."""
-        response = await self._stubs[0].ModelConfig(pb.ModelConfigRequest(name=name), timeout=PROBE_SECONDS)
+        """A model's config, and how many instances of it there are."""
+        response = await self._stub.ModelConfig(pb.ModelConfigRequest(name=name), timeout=PROBE_SECONDS)
         raw = response.config.SerializeToString(deterministic=True)
         known = self._configs.get(name)
         if known is None or known[0] != raw:
-            known = self._configs[name] = (raw, parse_config(response.config), _lanes(response.config))
+            known = self._configs[name] = (raw, parse_config(response.config), _instances(response.config))
         return known[1], known[2]
 
-    async def _update(self, name: str, version: str, config: RepositoryModel, lanes: int) -> None:
+    async def _update(self, name: str, present: set[str], config: RepositoryModel, instances: int) -> None:
+        """Bring one model up to what Triton has."""
+        model = self._catalogue.models.setdefault(name, Model())
+        for version in model.versions.keys() - present:
+            self._catalogue.drop(name, version)
+        for version in self._catalogue.order(name, present):
+            await self._update_version(name, version, config, instances)
+        self._catalogue.accept_config(name)
+
+    async def _update_version(self, name: str, version: str, config: RepositoryModel, instances: int) -> None:
         known = self._catalogue.models[name].versions.get(version)
         spec = config.specs.get(version)
-        signature = (spec, config.refused.get(version), config.max_batch_size, lanes)
+        signature = (spec, config.refused.get(version), config.max_batch_size, instances)
         if known is not None and known.signature == signature:
             if known.served is not None and known.served.opened:
                 await self._recover(name, version, known.served)
@@ -397,13 +281,11 @@ class TritonBackend:
             return
         served = TritonModel(
             spec,
-            self._stubs,
+            self._connection,
             max_batch=max(1, config.max_batch_size),
             max_queue=self._max_queue,
-            lanes=lanes,
-            limits=self._limits,
+            instances=instances,
             observer=QueueObserver(self._metrics, name, self._queues),
-            suspect=self._suspect,
         )
         try:
             await served.verify()
@@ -428,12 +310,38 @@ class TritonBackend:
             served.shut()
             log.info("version ready again", extra={"model": name, "version": version})
 
-    def _lost(self, error: grpc.aio.AioRpcError) -> None:
-        if self._problem != LOST:
-            log.error("%s: %s", LOST, error.details())
-        self._problem = LOST
+    def _note_absent(self, name: str, *, unloaded: bool) -> None:
+        """Note that Triton has no version of a model ready, because somebody wanted so or because it fails."""
+        if unloaded:
+            self._catalogue.unload(name)
+            return
+        model = self._catalogue.models.setdefault(name, Model())
+        for version in list(model.versions):
+            self._catalogue.drop(name, version)
+        self._catalogue.refuse_config(name, "Triton has no version of it ready; its log says why")
+
+    async def _replayed(self, *names: str) -> None:
+        """Wait until models that are being looked at have been."""
+        if tasks := [self._replays[name] for name in names if name in self._replays]:
+            await asyncio.wait(tasks)
+
+    def _note_replayed(self, name: str, task: asyncio.Task[None]) -> None:
+        if self._replays.get(name) is task:
+            del self._replays[name]
+        if not task.cancelled() and (error := task.exception()):
+            log.error("looking at it failed; what was ready keeps serving", exc_info=error, extra={"model": name})
+
+    def _end_replay(self, name: str) -> None:
+        if task := self._replays.pop(name, None):
+            task.cancel()
+
+    def _refuse(self, problem: str, details: str | None = None) -> None:
+        """Answer nothing until the problem is solved."""
+        if self._problem != problem:
+            log.error("%s%s", problem, f": {details}" if details else "")
+        self._problem = problem
         for served in self._catalogue.served():
-            served.open(LOST)
+            served.open(problem)
 
 
 class Queues:
@@ -474,23 +382,7 @@ def _unloaded(index: pb.RepositoryIndexResponse) -> set[str]:
     return {row.name for row in index.models if row.reason == "unloaded" or row.state == "UNLOADING" or not row.state}
 
 
-def _lanes(config: ModelConfig) -> int:
-    """Batches to keep at Triton: enough for all its instances of a model."""
+def _instances(config: ModelConfig) -> int:
+    """Batches that Triton runs at once."""
     instances: int = sum(max(group.count, 1) * max(len(group.gpus), 1) for group in config.instance_group)
-    return LANES * max(instances, 1)
-
-
-def _tensors(response: pb.ModelInferResponse, rows: int) -> Outputs:
-    """Float outputs by name, `[rows, ...]`.
-
-    Raises:
-        ValueError: The response is not what the protocol promises.
-    """
-    found: dict[str, NDArray[np.generic]] = {}
-    for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True):
-        if tensor.datatype != OUTPUT_TYPE:
-            raise ValueError(f"output {tensor.name} is {tensor.datatype}, not {OUTPUT_TYPE}")
-        found[tensor.name] = np.frombuffer(raw, "<f4").reshape(tuple(tensor.shape))
-    if any(len(values) != rows for values in found.values()):
-        raise ValueError(f"a batch of {rows} came back with other numbers of rows")
-    return found
+    return max(instances, 1)

@@ -17,6 +17,8 @@ from service.spec import Contract
 
 Floats = NDArray[np.float32]
 
+TINY = 1e-12  # what is shorter has no direction
+
 
 class Backbone(BaseModel):
     """The version of a model on whose features a head was taught."""
@@ -62,6 +64,14 @@ class HeadSpec(Contract):
     report: Report
     created: str  # ISO 8601, UTC
 
+    @property
+    def counted_as(self) -> str:
+        return f"{self.backbone.name} heads"
+
+    def counted_label(self, label: str) -> str:
+        del label
+        return "taught"
+
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
@@ -70,10 +80,18 @@ class Parameters:
     Attributes:
         weights: `[K, D]`.
         bias: `[K]`.
+        centres: `[K, D]`, how far a class's centre lies beyond `axes`; see `distances`.
+        offsets: `[K]`, the squared lengths that go with them.
+        axes: `[R, D]`, along which examples of one class differ most.
+        length: `[]`, of the examples' features, on average.
     """
 
     weights: Floats
     bias: Floats
+    centres: Floats
+    offsets: Floats
+    axes: Floats
+    length: Floats
 
     def to_bytes(self) -> bytes:
         """In numpy's `.npz` format."""
@@ -96,6 +114,11 @@ class Parameters:
         found: Floats = self.weights @ np.asarray(features, np.float32) + self.bias
         return found
 
+    def distance(self, features: NDArray[np.generic]) -> float:
+        """How unlike everything taught features `[D]` are; from 0, like a class's mean."""
+        alone = np.asarray(features, np.float32)[None]
+        return float(distances(alone, self.centres, self.offsets, self.axes, self.length)[0])
+
     def maps(self, activations: NDArray[np.generic], places: tuple[int, int]) -> Floats:
         """Signed class activation maps `[K, h, w]` (Zhou et al. 2016, arXiv:1512.04150): exact, for a linear head.
 
@@ -110,3 +133,30 @@ class Parameters:
         tiles = maps.reshape(count, rows, height // rows, columns, width // columns)
         found: Floats = np.einsum("karc,arhcw->krhcw", weights, tiles, optimize=True)
         return found.reshape(-1, height, width)
+
+
+def distances(features: NDArray[np.generic], centres: Floats, offsets: Floats, axes: Floats, length: Floats) -> Floats:
+    """Squared distances to the nearest class, of features at length one, with what differs inside classes left out.
+
+    That is `min_c |(I - A'A)^(1/2) (u - m_c)|²` with u the features at length one, m_c the mean of such features of
+    class c, and A the axes: Mahalanobis' distance (Lee et al. 2018, arXiv:1807.03888) for a covariance with a few
+    strong directions and the same variance in all others, which is the unit. For features that are longer than usual it
+    is more by as much.
+
+    Args:
+        features: `[N, D]`.
+        centres: `(I - A'A) m_c`, `[K, D]`.
+        offsets: `m_c' (I - A'A) m_c`, `[K]`.
+        axes: A, `[R, D]`; orthogonal, each shorter than one.
+        length: What is usual, `[]`.
+
+    Returns:
+        `[N]`.
+    """
+    raw = np.asarray(features, np.float32)
+    lengths = np.linalg.norm(raw, axis=1)
+    units = raw / np.maximum(lengths, TINY)[:, None]
+    left = np.square(units).sum(axis=1) - np.square(units @ axes.T).sum(axis=1)
+    nearest = left + (offsets - 2 * units @ centres.T).min(axis=1)
+    found: Floats = nearest * np.maximum(lengths / length, 1)
+    return found

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from pathlib import Path
+from collections.abc import Callable
 
 from service.backends.base import ManagedBackend, ModelStatus
-from service.errors import FoveaError, UnknownModel
+from service.errors import UnknownModel
 from service.routes import state
 from service.routes.state import State
 from service.routes.table import LiveRoute, Route, RouteTable
+from service.store.shared import SharedStore
 
 log = logging.getLogger(__name__)
 
 
 class Control:
-    """The operator's use case. A change is saved before it takes effect; one that cannot be saved is not made.
+    """The operator's use case. Routes and pins are kept in the store, so all gateways on it have the same.
+
+    A change is saved before it takes effect; one that cannot be saved is not made.
 
     Args:
         backend: Has the models.
         table: The routes.
-        folder: Where they and the pinned versions are kept; None: in memory only.
+        shared: The store; start it before the backend loads anything, so that it knows what is pinned.
     """
 
-    def __init__(self, backend: ManagedBackend, table: RouteTable, folder: Path | None = None) -> None:
+    def __init__(self, backend: ManagedBackend, table: RouteTable, shared: SharedStore) -> None:
         self._backend = backend
         self._table = table
-        self._folder = folder
+        self._shared = shared
         self._state = State()
-        self._changing = asyncio.Lock()
-
-    def restore(self) -> None:
-        """Make what was saved take effect; call before the backend loads anything."""
-        if self._folder:
-            self._apply(state.read(self._folder))
+        shared.follow(self._read)
 
     def routes(self) -> list[LiveRoute]:
         """By name."""
@@ -54,10 +51,10 @@ class Control:
         Raises:
             InvalidRequest: The name cannot be a route's.
             UnknownModel: One of its models does not exist.
+            BackendUnavailable: It could not be saved.
         """
-        async with self._changing:
-            self._table.check(name, route)
-            await self._change(self._state.model_copy(update={"routes": {**self._state.routes, name: route}}))
+        self._table.check(name, route)
+        await self._change(lambda now: now.model_copy(update={"routes": {**now.routes, name: route}}))
         return self._table.get(name)
 
     async def delete_route(self, name: str) -> None:
@@ -65,28 +62,33 @@ class Control:
 
         Raises:
             UnknownModel: There is none of that name.
+            BackendUnavailable: It could not be saved.
         """
-        async with self._changing:
-            self._table.get(name)
-            routes = {other: route for other, route in self._state.routes.items() if other != name}
-            await self._change(self._state.model_copy(update={"routes": routes}))
+        self._table.get(name)
+
+        def without(now: State) -> State:
+            routes = {other: route for other, route in now.routes.items() if other != name}
+            return now.model_copy(update={"routes": routes})
+
+        await self._change(without)
 
     async def pin(self, model: str, version: str | None) -> None:
         """Have a version answer the requests that name none; None: the newest.
 
         Raises:
             UnknownModel: There is no such model or version.
-            BackendUnavailable: The version does not serve.
+            BackendUnavailable: The version does not serve, or it could not be saved.
         """
-        async with self._changing:
-            if version is not None:
-                self._backend.get(model, version)
-            elif model not in {status.name for status in self._backend.models()}:
-                raise UnknownModel(f"there is no model {model!r}; GET /v1/models lists them")
-            pins = {name: pinned for name, pinned in self._state.pins.items() if name != model}
-            if version is not None:
-                pins[model] = version
-            await self._change(self._state.model_copy(update={"pins": pins}))
+        if version is not None:
+            self._backend.get(model, version)
+        elif model not in {status.name for status in self._backend.models()}:
+            raise UnknownModel(f"there is no model {model!r}; GET /v1/models lists them")
+
+        def pinned(now: State) -> State:
+            pins = {name: pinned for name, pinned in now.pins.items() if name != model}
+            return now.model_copy(update={"pins": pins if version is None else {**pins, model: version}})
+
+        await self._change(pinned)
         log.info("requests get version %s", version or "that is newest", extra={"model": model})
 
     def pinned(self, model: str) -> str | None:
@@ -111,14 +113,18 @@ class Control:
         """Take a model out of memory; see `ManagedBackend.unload`."""
         await self._backend.unload(model)
 
-    async def _change(self, new: State) -> None:
-        if self._folder:
-            try:
-                await asyncio.to_thread(state.write, self._folder, new)
-            except OSError as error:
-                log.exception("%s cannot be written", state.FILE_NAME)
-                raise FoveaError("the change could not be saved and was not made; the log says why") from error
-        self._apply(new)
+    async def _change(self, change: Callable[[State], State]) -> None:
+        store = self._shared.store
+        self._apply(
+            state.read(
+                await self._shared.ask(
+                    store.update_state, state.KEY, lambda now: change(state.read(now)).model_dump(mode="json")
+                )
+            )
+        )
+
+    async def _read(self) -> None:
+        self._apply(state.read(await self._shared.ask(self._shared.store.state, state.KEY)))
 
     def _apply(self, new: State) -> None:
         self._table.replace(new.routes)

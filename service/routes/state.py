@@ -1,12 +1,9 @@
-"""Routes and pinned versions in one small file, so that a restart does not lose them."""
+"""What an operator has decided: routes and pinned versions, as one small document of the store."""
 
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -14,7 +11,7 @@ from service.routes.table import Route
 
 log = logging.getLogger(__name__)
 
-FILE_NAME = "routes.json"
+KEY = "routes"
 
 
 class State(BaseModel):
@@ -32,39 +29,13 @@ class State(BaseModel):
     pins: dict[str, str] = {}
 
 
-def read(folder: Path) -> State:
-    """What was written last; nothing if that cannot be read, which the log then says."""
-    path = folder / FILE_NAME
+def read(document: dict[str, Any] | None) -> State:
+    """What was written last; nothing if it makes no sense, which the log then says."""
+    if document is None:
+        return State()
     try:
-        return State.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        log.error("%s cannot be read: %s; no routes, no pinned versions", FILE_NAME, error.strerror)
+        return State.model_validate(document)
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"])) or "JSON"
-        log.error("%s is damaged (%s); no routes, no pinned versions until it is written anew", FILE_NAME, where)
-    return State()
-
-
-def write(folder: Path, state: State) -> None:
-    """Write the file as a whole or not at all. Blocking.
-
-    Raises:
-        OSError: It could not be written; the one before is untouched.
-    """
-    descriptor, name = tempfile.mkstemp(dir=folder, prefix=f".{FILE_NAME}-")
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(state.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(folder / FILE_NAME)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # or the rename might not outlive a power cut
-    finally:
-        os.close(directory)
+        where = ".".join(map(str, error.errors()[0]["loc"])) or "document"
+        log.error("the routes in the database are damaged (%s): no routes, no pins until they are written anew", where)
+        return State()

@@ -39,9 +39,8 @@ def port() -> Iterator[int]:
     """What `make serve` starts, on a free port."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         free = probe.getsockname()[1]
-    process = subprocess.Popen(
-        f"{command('make serve')} PORT={free}", shell=True, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL
-    )
+    make = f"{command('make serve')} PORT={free} ARGS='--grpc-port 0'"
+    process = subprocess.Popen(make, shell=True, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
     for _ in range(600):
         time.sleep(0.1)
         try:
@@ -75,6 +74,13 @@ def test_several_images_and_the_card(port: int) -> None:
     assert labels == ["7", "3"]
     card = json.loads(run(command("-s http://127.0.0.1:8080/v1/models/lenet5-digits"), port))
     assert card["state"] == "ready"
+
+
+def test_two_classes_are_taught(port: int) -> None:
+    taught = run(command("v1/heads/mine"), port).replace("}{", "}\n{").splitlines()
+    card, _, _, fitted, answer = map(json.loads, taught)
+    assert (card["state"], fitted["labels"]) == ("untaught", ["seven", "three"])
+    assert answer["predictions"][0]["classes"][0]["label"] == "seven"
 
 
 def test_files_without_a_server() -> None:

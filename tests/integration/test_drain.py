@@ -64,7 +64,7 @@ async def test_sigterm_under_load(repository: Path, launch: Launch) -> None:
     assert 1.5 <= time.monotonic() - started < 8
     with pytest.raises(httpx.TransportError):
         server.client.get("/healthz")
-    assert [line["message"] for line in server.log() if line["logger"] == "service.app"][1:] == ["draining", "stopped"]
+    assert [line["message"] for line in server.log() if line["logger"] == "service.app"][-2:] == ["draining", "stopped"]
     assert [line for line in server.log() if line["level"] in ("warning", "error")] == []
 
 

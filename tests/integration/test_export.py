@@ -18,14 +18,15 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from export import architectures, data, parity, replay, run
 from export import publish as publishing
+from export import repository as model_repository
 from export.__main__ import main
 from export.architectures.base import Network
 from export.commands import COMMANDS
-from export.errors import GraphError, ParityError, RunError, UnknownName
+from export.errors import GraphError, ParityError, RepositoryError, RunError, UnknownName
 from export.replay import MODEL_FILE
 from export.to_onnx import to_onnx
-from service.calibration import energy, probabilities
-from service.spec import CONFIG_NAME, OUTPUTS, ImageSpec, ModelSpec, read_config, specs_from_config
+from service.calibration import probabilities
+from service.spec import CONFIG_NAME, DISTANCE, OUTPUTS, ImageSpec, ModelSpec, read_config, specs_from_config
 from tests.integration import few_digits
 
 pytestmark = pytest.mark.timeout(300)  # some of it takes half a minute, and twice that beside others
@@ -137,7 +138,7 @@ def test_the_config_parses_back_with_the_spec(repository: Path, spec: ModelSpec,
     assert spec.accuracy is not None
     assert spec.accuracy.top1 == run.load(trained)[1].test_accuracy
     assert spec.parity is not None
-    assert spec.parity.max_difference.keys() == set(OUTPUTS)
+    assert spec.parity.max_difference.keys() == {*OUTPUTS, DISTANCE}
     assert max(spec.parity.max_difference.values()) < 1e-5
     assert {golden.name[-1] for golden in spec.golden} == set("0123456789")
     assert sum(len(golden.data) for golden in spec.golden) < 3_000
@@ -148,19 +149,41 @@ def test_calibration_is_fitted_on_validation_and_judged_on_test(repository: Path
     session = replay.session(repository / "lenet5-few" / "1" / MODEL_FILE)
     fitted = spec.calibration
     assert fitted.conformal_quantile is not None
-    assert fitted.abstain_above_energy is not None
+    assert fitted.abstain_above_distance is not None
+    assert fitted.abstain_above_energy is None
     rates = {}
     for part in ("validation", "test"):
         indices = getattr(digits.split, part)
         guises = digits.rendered(indices, spec.image)
-        (logits,) = session.run(["logits"], {"image": np.concatenate(list(guises.values()))})
+        logits, distance = session.run(["logits", DISTANCE], {"image": np.concatenate(list(guises.values()))})
         probs = probabilities(logits, fitted.temperature)
         true = probs[np.arange(len(probs)), np.tile(digits.labels[indices], len(guises))]
-        alarms = energy(logits) > fitted.abstain_above_energy
+        alarms = distance[:, 0] > fitted.abstain_above_distance
         rates[part] = ((true >= 1 - fitted.conformal_quantile).mean(), alarms.mean())
     assert rates["validation"] == pytest.approx((fitted.coverage, 0.05), abs=0.002)
     assert rates["test"] == pytest.approx((fitted.measured_coverage, fitted.false_alarm_rate))
+    assert sum(images for _, _, images in fitted.reliability) == len(probs)
+    gap = sum(images * abs(confidence - accuracy) for confidence, accuracy, images in fitted.reliability) / len(probs)
+    assert gap == pytest.approx(fitted.ece_after)
     assert fitted.data == "few-digits, validation split in 18 guises"
+
+
+def test_a_version_goes_without_what_earlier_ones_lack(
+    trained: Path, repository: Path, spec: ModelSpec, tmp_path: Path
+) -> None:
+    """As published before there was a distance: another calibration, in a repository of its own."""
+    before = spec.calibration.model_copy(update={"abstain_above_distance": None, "abstain_above_energy": -1.0})
+    older = spec.model_copy(update={"calibration": before})
+    model_repository.publish(tmp_path / "models", older, repository / "lenet5-few" / "1")
+    done = command("publish", trained, *PUBLISH, tmp_path / "models")
+    assert done.returncode == 0, done.stderr
+    assert "version 1 has no output distance" in done.stderr
+    newer = read_config(tmp_path / "models" / "lenet5-few" / CONFIG_NAME).specs["2"]
+    assert newer.output_shapes == older.output_shapes
+    assert newer.calibration.abstain_above_energy is not None
+    model_repository.publish(tmp_path / "other", spec, repository / "lenet5-few" / "1")
+    with pytest.raises(RepositoryError, match=r"distance is missing, was \(1,\)"):
+        model_repository.publish(tmp_path / "other", older, repository / "lenet5-few" / "1")
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
@@ -169,8 +192,9 @@ def test_every_batch_size_has_the_contract_s_shapes(repository: Path, spec: Mode
     assert [(each.name, each.type, each.shape) for each in session.get_inputs()] == [
         ("image", "tensor(uint8)", ["N", 32, 32, 1])
     ]
-    outputs = session.run(list(OUTPUTS), {"image": np.zeros((batch, 32, 32, 1), np.uint8)})
-    assert {name: each.shape[1:] for name, each in zip(OUTPUTS, outputs, strict=True)} == spec.output_shapes
+    outputs = session.run([*OUTPUTS, DISTANCE], {"image": np.zeros((batch, 32, 32, 1), np.uint8)})
+    shapes = {name: each.shape[1:] for name, each in zip((*OUTPUTS, DISTANCE), outputs, strict=True)}
+    assert shapes == spec.output_shapes
     assert all(each.dtype == np.float32 and len(each) == batch for each in outputs)
 
 
@@ -188,13 +212,14 @@ def tampered(source: Path, target: Path, initializer: str) -> None:
         ("network.trunk.0.weight", "activations"),
         ("network.head.5.weight", "features"),
         ("network.head.7.weight", "logits"),
+        ("network.distance.weight", "distance"),
     ],
 )
 def test_the_gate_refuses_a_tampered_graph_with_figures(
     trained: Path, repository: Path, spec: ModelSpec, tmp_path: Path, initializer: str, first: str
 ) -> None:
     tampered(repository / "lenet5-few" / "1" / MODEL_FILE, tmp_path / MODEL_FILE, initializer)
-    network = publishing.from_run(trained).network
+    network = publishing.with_distance(publishing.from_run(trained), {}, None).network
     pixels = few_digits.load().pixels(np.arange(4), spec.image)
     figures = (
         rf"first in {first} by 0\.\d+ \(image \d+, batch of [138], at \[.*\]: .*, PyTorch has .*; fp32 allows 0.0001"

@@ -84,7 +84,7 @@ def test_an_empty_repository_becomes_ready_with_its_first_model(tmp_path: Path, 
     assert (answer.status_code, answer.json()["code"]) == (503, "backend_unavailable")
     assert answer.headers["retry-after"]
     assert server.client.get("/healthz").status_code == 200
-    assert server.client.get("/v1/models").json() == {"models": []}
+    assert server.client.get("/v1/models").json() == {"default": None, "models": []}
     assert server.client.post("/v1/classify", content=png(picture(0))).status_code == 400
     publish_tiny(tmp_path / "models")
     server.wait_until(server.ready)

@@ -131,8 +131,7 @@ def test_a_route_names_no_versions_and_hides_a_model_that_comes_later(models: Pa
 def test_a_route_may_be_the_default_and_outlives_a_restart_with_the_pins(
     models: Path, launch: Launch, tmp_path: Path
 ) -> None:
-    (tmp_path / "state").mkdir()
-    settings = {"state_dir": tmp_path / "state", "default_model": "r"}
+    settings = {"database_url": f"sqlite:///{tmp_path}/shared.db", "default_model": "r"}
     server = launch(models, **settings)
     assert put(server, "/v1/routes/r", {"primary": "tiny"}).status_code == 200
     assert put(server, "/v1/models/tiny/version", {"version": "1"}).status_code == 200
@@ -241,7 +240,7 @@ def test_loading_what_is_broken_says_so(models: Path, launch: Launch) -> None:
 
 
 def test_only_an_operator_changes_anything(models: Path, launch: Launch) -> None:
-    server = launch(models, host="0.0.0.0")
+    server = launch(models, host="0.0.0.0", insecure=True)
     calls = [
         ("PUT", "/v1/routes/r", {"primary": "tiny"}),
         ("DELETE", "/v1/routes/r", None),
@@ -255,7 +254,7 @@ def test_only_an_operator_changes_anything(models: Path, launch: Launch) -> None
         assert "FOVEA_ADMIN" in answer.json()["detail"]
     assert server.client.get("/v1/routes").json() == {"routes": []}
     assert ask(server, 1, model="tiny") == "2"
-    server = launch(models, host="0.0.0.0", admin=True)
+    server = launch(models, host="0.0.0.0", admin=True, insecure=True)
     assert server.client.put("/v1/routes/r", json={"primary": "tiny"}).status_code == 200
     page = {"sec-fetch-site": "cross-site"}  # a page on another site, in the operator's own browser
     assert server.client.post("/v1/models/tiny/unload", headers=page).json()["code"] == "forbidden"

@@ -19,7 +19,10 @@ from service.calibration import (
     fit_temperature,
     prediction_set,
     probabilities,
+    reliability,
+    unfamiliar,
 )
+from service.spec import Calibration
 
 Floats = NDArray[np.floating]
 
@@ -129,6 +132,14 @@ def test_calibration_error_counts_confidence_one_in_the_last_bin() -> None:
     assert expected_calibration_error(probs, np.array([0, 1]), bins=10) == pytest.approx(0.5)
 
 
+def test_reliability_by_hand() -> None:
+    """Ten bins: three images at 0.6 and 0.62 of which one is right, and one at 1.0; all others are empty."""
+    probs = np.array([[0.6, 0.4], [0.4, 0.6], [0.38, 0.62], [0.0, 1.0]])
+    low, high = reliability(probs, np.array([0, 0, 0, 1]), bins=10)
+    assert low == pytest.approx((0.6066667, 1 / 3, 3))
+    assert high == (1.0, 1.0, 1)
+
+
 def test_temperature_brings_the_calibration_error_down() -> None:
     logits, labels = drawn(20_000)
     overconfident = logits * 3
@@ -184,3 +195,23 @@ def test_sets_are_ordered_and_inclusive() -> None:
 
 def test_sets_of_equal_probabilities_keep_the_order_of_the_labels() -> None:
     assert prediction_set(np.array([0.25, 0.25, 0.25, 0.25]), 0.9).tolist() == [0, 1, 2, 3]
+
+
+# Abstention.
+
+
+def test_the_distance_decides_where_there_is_a_threshold_for_it_else_the_energy() -> None:
+    logits = np.array([[9.0, 0.0], [0.0, 0.0], [9.0, 0.0]], np.float32)
+    outputs = {"logits": logits, "distance": np.array([[0.2], [0.2], [0.4]], np.float32)}
+    by_distance = Calibration(abstain_above_distance=0.3, abstain_above_energy=-5.0)
+    assert unfamiliar(by_distance, outputs).tolist() == [False, False, True]
+    assert unfamiliar(Calibration(abstain_above_energy=-5.0), outputs).tolist() == [False, True, False]
+    assert unfamiliar(Calibration(), outputs).tolist() == [False, False, False]
+
+
+@pytest.mark.parametrize(("distance", "strange"), [(0.3, False), (0.31, True), (math.nan, True)])
+def test_of_one_image_the_distance_may_have_a_dimension_or_none(distance: float, strange: bool) -> None:
+    for shape in ((), (1,)):
+        outputs = {"logits": np.zeros(3, np.float32), "distance": np.full(shape, distance, np.float32)}
+        found = unfamiliar(Calibration(abstain_above_distance=float(np.float32(0.3))), outputs)
+        assert (found.shape, bool(found)) == ((), strange)

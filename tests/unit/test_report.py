@@ -171,14 +171,6 @@ def test_a_training_that_diverged_is_drawn(tmp_path: Path) -> None:
     assert "learning-curves.png" in Page(tmp_path).pictures
 
 
-def test_bins_are_those_of_the_calibration_error() -> None:
-    made = results(images=500)
-    bins = report_plots.reliability(made.probabilities, made.labels)
-    gaps = np.nan_to_num(np.abs(bins.confidence - bins.accuracy))
-    error = calibration.expected_calibration_error(made.probabilities, made.labels)
-    assert (gaps * bins.counts).sum() / 500 == pytest.approx(error)
-
-
 def test_the_most_confident_mistake_comes_first() -> None:
     probabilities = np.array([[0.6, 0.4], [0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
     assert report_plots.mistaken(probabilities, np.array([1, 1, 1, 0])).tolist() == [1, 0]

@@ -263,7 +263,7 @@ def test_drift_is_refused_with_figures(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"files": {MODEL_FILE: "0" * 64}}, "not the file that was verified"),
-        ({"features": 4}, r"features is float32 \(3,\), the spec says float32 \(4,\)"),
+        ({"features": 4, "places": None}, r"features is float32 \(3,\), the spec says float32 \(4,\)"),
         ({"maps": (3, 8, 8)}, r"cam is float32 \(3, 4, 4\), the spec says float32 \(3, 8, 8\)"),
     ],
 )

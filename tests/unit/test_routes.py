@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
+import functools
+import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,8 +24,10 @@ from service.metrics import Metrics
 from service.routes import shadow as shadow_module
 from service.routes.control import Control
 from service.routes.shadow import MAX_WAITING, Shadows
-from service.routes.state import FILE_NAME
+from service.routes.state import KEY
 from service.routes.table import MAX_ROUTES, Route, RouteTable, share
+from service.store.shared import SharedStore
+from service.store.store import Store
 from tests.batching import until
 from tests.models import png, tiny_spec
 from tests.server import picture
@@ -84,18 +87,31 @@ class Backend:
         self.pins = {name: version} if version else {}
 
 
-class World:
-    """A classifier with routes over that backend."""
+@functools.cache
+def empty_database() -> Path:
+    """Made once: migrating takes longer than most of these tests."""
+    path = Path(tempfile.mkdtemp(prefix="fovea-routes-")) / "empty.db"
+    store = Store(f"sqlite:///{path}")
+    store.open()
+    store.close()
+    return path
 
-    def __init__(self, folder: Path | None = None) -> None:
+
+class World:
+    """A classifier with routes over that backend, kept in a database in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        file = folder / "routes.db"
+        if not file.exists():
+            shutil.copy(empty_database(), file)
+        self.shared = SharedStore(Store(f"sqlite:///{file}"), poll_seconds=60)
         self.backend = Backend()
         self.registry = CollectorRegistry()
         metrics = Metrics(self.registry)
         backend = cast(ManagedBackend, self.backend)
         table = RouteTable(backend, metrics)
         self.shadows = Shadows(backend)
-        self.control = Control(backend, table, folder)
-        self.control.restore()
+        self.control = Control(backend, table, self.shared)
         self.classifier = Classifier(backend, metrics, routes=table, shadows=self.shadows)
 
     async def ask(self, request_id: str = "x", images: int = 1, **options: Any) -> str:
@@ -111,14 +127,17 @@ class World:
 
 @asynccontextmanager
 async def world(folder: Path | None = None, **route: Any) -> AsyncIterator[World]:
-    made = World(folder)
-    if route:
-        await made.control.put_route("r", Route(**route))
-    try:
-        yield made
-    finally:
-        await made.shadows.close()
-        made.classifier.close()
+    with tempfile.TemporaryDirectory() as scratch:
+        made = World(folder or Path(scratch))
+        await made.shared.start()
+        if route:
+            await made.control.put_route("r", Route(**route))
+        try:
+            yield made
+        finally:
+            await made.shadows.close()
+            made.classifier.close()
+            await made.shared.close()
 
 
 # Canaries.
@@ -294,24 +313,36 @@ async def test_a_restart_brings_back_routes_and_pins(tmp_path: Path) -> None:
         await again.control.delete_route("r")
     async with world(tmp_path) as last:
         assert (last.control.routes(), last.backend.pins) == ([], {})
-    assert os.listdir(tmp_path) == [FILE_NAME]  # noqa: PTH208 - and nothing half written beside it
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}', '{"routes": {"r": {"primary": 1}}}', "\0" * 100])
-async def test_a_damaged_file_is_said_and_not_fatal(tmp_path: Path, text: str, caplog: Any) -> None:
-    (tmp_path / FILE_NAME).write_text(text)
+async def test_gateways_on_one_database_agree(tmp_path: Path) -> None:
+    async with world(tmp_path) as one, world(tmp_path) as other:
+        await one.control.put_route("r", Route(primary="m"))
+        await other.control.put_route("s", Route(primary="m:1"))
+        await one.control.pin("m", "1")
+        for made in (one, other):
+            await made.shared.refresh()
+            assert [live.name for live in made.control.routes()] == ["r", "s"]
+            assert made.backend.pins == {"m": "1"}
+
+
+@pytest.mark.parametrize("document", [{"format": 2}, {"routes": {"r": {"primary": 1}}}, {"pins": []}])
+async def test_damaged_routes_are_said_and_not_fatal(tmp_path: Path, document: dict[str, Any], caplog: Any) -> None:
+    async with world(tmp_path) as made:
+        made.shared.store.update_state(KEY, lambda _: document)
     async with world(tmp_path) as made:
         assert made.control.routes() == []
         assert "damaged" in caplog.text
         await made.control.put_route("r", Route(primary="m"))
-    assert json.loads((tmp_path / FILE_NAME).read_text())["routes"]["r"]["primary"] == "m"
+        assert (made.shared.store.state(KEY) or {})["routes"]["r"]["primary"] == "m"
 
 
 async def test_a_change_that_cannot_be_saved_is_not_made(tmp_path: Path) -> None:
-    async with world(tmp_path / "gone") as made:
-        with pytest.raises(FoveaError, match="not made") as caught:
+    async with world(tmp_path) as made:
+        (tmp_path / "routes.db").write_bytes(b"no database")
+        with pytest.raises(FoveaError, match="cannot be reached") as caught:
             await made.control.put_route("r", Route(primary="m"))
         assert str(tmp_path) not in str(caught.value)
-        with pytest.raises(FoveaError, match="not made"):
+        with pytest.raises(FoveaError, match="cannot be reached"):
             await made.control.pin("m", "1")
         assert (made.control.routes(), made.backend.pins) == ([], {})

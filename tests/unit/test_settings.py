@@ -40,6 +40,8 @@ def test_flags_win_over_the_environment_which_wins_over_the_file(bare: Path, mon
         ("PORT", "abc"),
         ("PORT", "65536"),
         ("PORT", "-1"),
+        ("GRPC_PORT", "on"),
+        ("GRPC_PORT", "65536"),
         ("MAX_IMAGES", "0"),
         ("MAX_QUEUE", "-5"),
         ("THREADS", "0"),
@@ -67,6 +69,24 @@ def test_a_wrong_flag_is_named_as_a_flag_and_all_mistakes_at_once(monkeypatch: p
         load(port=-1, model_repository=Path("nowhere"))
     lines = str(error.value).splitlines()
     assert [line.split(":")[0] for line in sorted(lines)] == ["--model-repository", "--port", "FOVEA_THREADS"]
+
+
+@pytest.mark.parametrize(("value", "port"), [("off", None), ("0", 0), ("9000", 9000)])
+def test_grpc_has_a_port_or_is_off(value: str, port: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOVEA_GRPC_PORT", value)
+    assert load().grpc_port == port
+    assert load(grpc_port="off").grpc_port is None
+
+
+@pytest.mark.parametrize("given", [["certificate"], ["key"], ["certificate", "key"]])
+def test_a_certificate_and_its_key_belong_together(
+    bare: Path, given: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in given:
+        (bare / name).write_text("nothing of use")
+        monkeypatch.setenv(f"FOVEA_TLS_{name.upper()}", name)
+    with pytest.raises(InvalidSettings, match="tls_certificate and tls_key"):
+        load()
 
 
 def test_a_missing_default_repository_is_found_out_at_start(bare: Path) -> None:

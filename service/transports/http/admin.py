@@ -1,62 +1,34 @@
-"""Routes, and what operators ask for: changing routes, pinning versions, loading and unloading models.
-
-There are no keys yet. Calls that change something are taken where the server says so, which unless told otherwise it
-does on a loopback address only, and never from the pages of other sites in a browser on that machine.
-"""
+"""Routes, and what operators ask for: changing routes, pinning versions, loading and unloading models."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service.classifier import Classifier
-from service.errors import Forbidden, InvalidRequest
+from service.errors import InvalidRequest
+from service.heads.live import LiveHeads
 from service.routes.control import Control
 from service.routes.table import LiveRoute, Route
 from service.transports.http import schema
-from service.transports.http.bodies import read_body
+from service.transports.http.guard import Guard, responses, takes
 from service.transports.http.models import card
 
-MAX_BODY_BYTES = 16 * 1024
 
-Body = TypeVar("Body", bound=BaseModel)
-
-
-def add(app: FastAPI, classifier: Classifier, control: Control, *, allowed: bool, timeout: float) -> None:
+def add(app: FastAPI, classifier: Classifier, control: Control, heads: LiveHeads, guard: Guard) -> None:
     """Add the calls to an application.
 
     Args:
         app: Takes them.
         classifier: Knows the models.
         control: Carries them out.
-        allowed: Whether calls that change something are taken.
-        timeout: Seconds that a body may take to arrive.
+        heads: Are models, too, but have their own calls.
+        guard: Lets through those that change something.
     """
-
-    def authorize(request: Request) -> None:
-        if not allowed:
-            raise Forbidden("this server takes no calls that change it; start it with FOVEA_ADMIN=true")
-        if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            raise Forbidden("calls that change the server are not taken from other sites' pages")
-
-    async def body_of(request: Request, kind: type[Body]) -> Body:
-        authorize(request)  # before anything is read
-        body = await read_body(request.scope, request.receive, MAX_BODY_BYTES, time.monotonic() + timeout)
-        return _parse(kind, body)
-
-    def takes(kind: type[BaseModel], *codes: str) -> dict[str, Any]:
-        """The documentation of a call that changes something and has a body."""
-        model_schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-        model_schema.pop("$defs", None)  # they are among the document's own
-        body = {"required": True, "content": {"application/json": {"schema": model_schema}}}
-        codes = ("invalid_request", "forbidden", "too_large", *codes)
-        return {"responses": _responses(*codes), "openapi_extra": {"requestBody": body}}
 
     @app.get("/v1/routes", response_model=schema.Routes, tags=["routes"], summary="All routes")
     async def routes() -> Any:
@@ -65,7 +37,7 @@ def add(app: FastAPI, classifier: Classifier, control: Control, *, allowed: bool
     @app.get(
         "/v1/routes/{name}",
         response_model=schema.RouteCard,
-        responses=_responses("unknown_model"),
+        responses=responses("unknown_model"),
         tags=["routes"],
         summary="A route and what it has counted",
     )
@@ -86,18 +58,18 @@ def add(app: FastAPI, classifier: Classifier, control: Control, *, allowed: bool
         **takes(Route, "unknown_model"),
     )
     async def put_route(name: str, request: Request) -> Any:
-        return _route_card(await control.put_route(name, await body_of(request, Route)))
+        return _route_card(await control.put_route(name, await guard.body(request, Route)))
 
     @app.delete(
         "/v1/routes/{name}",
         status_code=204,
         response_class=Response,
-        responses=_responses("forbidden", "unknown_model"),
+        responses=responses("forbidden", "unknown_model"),
         tags=["routes"],
         summary="Delete a route",
     )
     async def delete_route(name: str, request: Request) -> Response:
-        authorize(request)
+        guard.authorize(request)
         await control.delete_route(name)
         return Response(status_code=204)
 
@@ -112,10 +84,13 @@ def add(app: FastAPI, classifier: Classifier, control: Control, *, allowed: bool
         **takes(schema.Pin, "unknown_model", "backend_unavailable"),
     )
     async def pin(model: str, request: Request) -> Any:
-        await control.pin(model, (await body_of(request, schema.Pin)).version)
-        return card(classifier, control, model)
+        version = (await guard.body(request, schema.Pin)).version
+        if model in heads:
+            raise InvalidRequest(f"{model} is a head: PUT /v1/heads/{model}/version")
+        await control.pin(model, version)
+        return card(classifier, control, heads, model)
 
-    lifecycle = _responses("forbidden", "unknown_model", "backend_failed", "backend_unavailable")
+    lifecycle = responses("forbidden", "unknown_model", "backend_failed", "backend_unavailable")
 
     @app.post(
         "/v1/models/{model}/load",
@@ -126,9 +101,9 @@ def add(app: FastAPI, classifier: Classifier, control: Control, *, allowed: bool
         description="Versions that failed before are tried again.",
     )
     async def load(model: str, request: Request) -> Any:
-        authorize(request)
+        guard.authorize(request)
         await control.load(model)
-        return card(classifier, control, model)
+        return card(classifier, control, heads, model)
 
     @app.post(
         "/v1/models/{model}/unload",
@@ -140,26 +115,9 @@ def add(app: FastAPI, classifier: Classifier, control: Control, *, allowed: bool
         "until it is loaded again or the server restarts; with Triton, as long as Triton has it so.",
     )
     async def unload(model: str, request: Request) -> Any:
-        authorize(request)
+        guard.authorize(request)
         await control.unload(model)
-        return card(classifier, control, model)
-
-
-def _responses(*codes: str) -> dict[int | str, dict[str, Any]]:
-    """The named problems and, or FastAPI would promise its own, any other."""
-    content = next(iter(schema.problems(*codes[:1]).values()))["content"]
-    return schema.problems(*codes) | {"default": {"description": "Any other problem", "content": content}}
-
-
-def _parse(kind: type[Body], body: bytes) -> Body:
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        found = [
-            ": ".join(filter(None, (".".join(map(str, one["loc"])), one["msg"])))
-            for one in error.errors(include_url=False, include_input=False)
-        ]
-        raise InvalidRequest("; ".join(found[:5])) from None
+        return card(classifier, control, heads, model)
 
 
 def _route_card(live: LiveRoute) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from fastapi.responses import RedirectResponse
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
@@ -15,17 +15,26 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Scope
 
 from service import __version__
+from service.access.ring import Ring
 from service.classifier import Classifier
 from service.errors import FoveaError
 from service.explain import ALPHA
+from service.heads.live import LiveHeads
+from service.heads.teaching import Teaching
 from service.metrics import CONTENT_TYPE as METRICS_TYPE
 from service.metrics import Metrics
+from service.oip.protocol import OpenInference
 from service.routes.control import Control
+from service.transports.exchange import unexpected
 from service.transports.http import admin as admin_calls
-from service.transports.http import models, schema
+from service.transports.http import heads as head_calls
+from service.transports.http import models, page, schema
 from service.transports.http.bodies import BodyLimits
-from service.transports.http.gate import KEY, Gate, unexpected
+from service.transports.http.door import Door, documented
+from service.transports.http.gate import KEY, Gate
+from service.transports.http.guard import Guard
 from service.transports.http.inference import Inference
+from service.transports.http.oip import OpenInferenceHttp, refusal
 from service.transports.http.problems import CONTENT_TYPE, error_headers, problem_response
 
 _DESCRIPTION = """Image classification: calibrated, verified before it serves.
@@ -130,12 +139,14 @@ class AsgiRoute(APIRoute):
 def build(
     classifier: Classifier,
     control: Control,
+    teaching: Teaching,
+    heads: LiveHeads,
     metrics: Metrics,
     limits: BodyLimits,
     *,
     default_timeout: float,
     max_timeout: float,
-    admin: bool,
+    ring: Ring,
     problems: Callable[[], Sequence[str]],
 ) -> ASGIApp:
     """Put the HTTP transport together.
@@ -143,26 +154,37 @@ def build(
     Args:
         classifier: Answers inference requests.
         control: Carries out what operators ask for.
+        teaching: Makes heads and fits them.
+        heads: Those that there are.
         metrics: Counted on, and shown at `/metrics`.
         limits: Of a request's body.
         default_timeout: Seconds until the deadline of a request that states none.
         max_timeout: Seconds until any deadline, at most.
-        admin: Whether operators' calls are taken.
+        ring: Knows who may ask, and who may change the server.
         problems: Why the server is not ready, asked by `/readyz`.
     """
     # The documentation page's scripts are served from here: no foreign address, and it works offline.
     app = FastAPIOffline(title="Fovea", version=__version__, description=_DESCRIPTION, redoc_url=None)
     inference = Inference(classifier, limits, default_timeout=default_timeout, max_timeout=max_timeout)
     _add_inference(app.router, inference)
-    models.add(app, classifier, control)
-    admin_calls.add(app, classifier, control, allowed=admin, timeout=default_timeout)
+    guard = Guard(ring, timeout=default_timeout)
+    page.add(app)
+    models.add(app, classifier, control, heads)
+    head_calls.add(app, teaching, heads, guard, limits, timeout=max_timeout)
+    admin_calls.add(app, classifier, control, heads, guard)
     _add_operations(app, metrics, problems)
-    for error in (FoveaError, HTTPException, Exception):
+    for error in (FoveaError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(error, _on_error)
-    return Gate(app, _shortcut(inference), metrics)
+    plain = app.openapi
+    app.openapi = lambda: documented(plain())  # type: ignore[method-assign] # FastAPI's way to add to the document
+    protocol = OpenInference(classifier, control, problems=problems, max_images=limits.max_images)
+    open_inference = OpenInferenceHttp(
+        protocol, guard, limits, default_timeout=default_timeout, max_timeout=max_timeout
+    )
+    return Gate(app, _shortcut(inference, open_inference), Door(ring), metrics)
 
 
-def _shortcut(inference: Inference) -> Callable[[Scope], ASGIApp | None]:
+def _shortcut(inference: Inference, open_inference: ASGIApp) -> Callable[[Scope], ASGIApp | None]:
     """Find an inference handler without walking the framework's routes."""
     handlers: dict[str, ASGIApp] = {
         "classify": inference.classify,
@@ -171,6 +193,9 @@ def _shortcut(inference: Inference) -> Callable[[Scope], ASGIApp | None]:
     }
 
     def find(scope: Scope) -> ASGIApp | None:
+        if scope["path"] == "/v2" or scope["path"].startswith("/v2/"):
+            scope[KEY].refusal = refusal  # also of a request that the door keeps out
+            return open_inference
         if scope["method"] != "POST":
             return None
         match scope["path"].split("/"):
@@ -237,10 +262,6 @@ def _add_inference(router: APIRouter, inference: Inference) -> None:
 
 
 def _add_operations(app: FastAPI, metrics: Metrics, problems: Callable[[], Sequence[str]]) -> None:
-    @app.get("/", include_in_schema=False)
-    async def root() -> Response:
-        return RedirectResponse("/docs")
-
     @app.get("/healthz", response_model=schema.Health, tags=["operations"], summary="The process is alive")
     async def healthz() -> Any:
         return {"status": "ok"}
@@ -267,7 +288,7 @@ def _add_operations(app: FastAPI, metrics: Metrics, problems: Callable[[], Seque
     async def exposition() -> Response:
         return Response(metrics.exposition(), media_type=METRICS_TYPE)
 
-    app.openapi_tags = [{"name": name} for name in ("inference", "models", "routes", "operations")]
+    app.openapi_tags = [{"name": name} for name in ("inference", "heads", "models", "routes", "operations")]
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
@@ -277,6 +298,10 @@ async def _on_error(request: Request, error: Exception) -> Response:
     if isinstance(error, FoveaError):
         code, detail = error.code, error.message
         headers = {name.decode(): value.decode() for name, value in error_headers(error)}
+    elif isinstance(error, RequestValidationError):
+        code = "invalid_request"
+        found = (f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors())
+        detail = "; ".join(found)
     elif isinstance(error, HTTPException):
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
         detail = f"{request.method} {request.url.path}: {error.detail}; see /docs"

@@ -1,62 +1,44 @@
-"""What every HTTP request passes: request id, errors to problem details, metrics, log. Plain ASGI."""
+"""What every HTTP request passes: request id, key, errors to problem details, metrics, log. Plain ASGI."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import logging
-import re
-import secrets
-import time
 from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import FoveaError
 from service.logs import request_id_context
 from service.metrics import Metrics
-from service.transports.http.problems import CONTENT_TYPE, PROBLEMS, error_headers, problem_response
-
-log = logging.getLogger(__name__)
-access_log = logging.getLogger("fovea.access")
-
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
-
-# Request ids made here: random for the process, then counted; randomness for each would be a system call.
-_PROCESS = secrets.token_hex(4)
-_numbers = itertools.count(1)
+from service.transports import exchange as neutral
+from service.transports.exchange import Accounts
+from service.transports.http.door import Door
+from service.transports.http.problems import CONTENT_TYPE, error_headers, problem_response
 
 KEY = "fovea.exchange"
+
+Refusal = Callable[[str, str, str], tuple[int, bytes, bytes]]
 
 
 class ClientGone(Exception):
     """The client closed the connection before it was answered."""
 
 
-class Exchange:
-    """One request and what becomes of it, for the log and the metrics; handlers find it in `scope[KEY]`.
+class Exchange(neutral.Exchange):
+    """One request; handlers find it in `scope[KEY]`.
 
     Attributes:
-        request_id: From `X-Request-Id`, or made.
-        arrived: `time.monotonic` seconds.
-        model: Set once the request is known to be for a model that exists.
-        images: How many it held.
-        code: "ok", an error code, or "client_gone".
         status: Of the response; 0 until it begins.
         complete: The whole response has been handed to the server.
+        refusal: Writes an error from its code, its detail and the request id: status, body and content type.
     """
 
-    __slots__ = ("arrived", "code", "complete", "images", "inference", "model", "request_id", "status")
+    __slots__ = ("complete", "refusal", "status")
 
-    def __init__(self, request_id: str) -> None:
-        self.request_id = request_id
-        self.arrived = time.monotonic()
-        self.inference = False
-        self.model = "unknown"
-        self.images = 0
-        self.code = "ok"
+    def __init__(self, given: str | None) -> None:
+        super().__init__(given)
         self.status = 0
         self.complete = False
+        self.refusal: Refusal = _problem
 
 
 async def respond(
@@ -87,20 +69,21 @@ class Gate:
     Args:
         app: What answers.
         direct: Finds the plain ASGI handler of a request that need not go through `app`.
+        door: Lets requests in.
         metrics: Where requests are counted.
     """
 
-    def __init__(self, app: ASGIApp, direct: Callable[[Scope], ASGIApp | None], metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, direct: Callable[[Scope], ASGIApp | None], door: Door, metrics: Metrics) -> None:
         self._app = app
         self._direct = direct
-        self._metrics = metrics
-        self._inflight = metrics.inflight.labels("http")
+        self._door = door
+        self._accounts = Accounts("http", metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = scope[KEY] = Exchange(_request_id(scope))
+        exchange = scope[KEY] = Exchange(_given_id(scope))
         token = request_id_context.set(exchange.request_id)
         header = (b"x-request-id", exchange.request_id.encode())
 
@@ -112,58 +95,39 @@ class Gate:
                 exchange.complete = True
             await send(message)
 
-        self._inflight.inc()
+        self._accounts.inflight.inc()
         try:
-            await (self._direct(scope) or self._app)(scope, receive, send_with_id)
-        except FoveaError as error:
-            exchange.code = error.code
-            if error.__cause__ and PROBLEMS[error.code][0] >= 500:
-                log.error("%s", error.message, exc_info=error.__cause__)
-            await self._refuse(exchange, send_with_id, error.message, error_headers(error))
+            handler = self._direct(scope) or self._app
+            if (pending := self._door.admit(scope, exchange)) is not None:
+                await pending()
+            await handler(scope, receive, send_with_id)
         except ClientGone:
             exchange.code = "client_gone"
         except asyncio.CancelledError:
             # Nothing cancels a request but a drain that ran out of time.
             exchange.code = "backend_unavailable"
             await self._refuse(exchange, send_with_id, "the server is shutting down", [(b"retry-after", b"1")])
-        except Exception:
-            exchange.code = "internal"
-            log.exception("unexpected failure")
-            await self._refuse(exchange, send_with_id, unexpected(exchange), [])
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+            told = exchange.fail(error)
+            await self._refuse(exchange, send_with_id, told.message, error_headers(told))
         finally:
-            self._inflight.dec()
-            self._account(scope, exchange)
+            self._accounts.close(exchange, "%s %s %d", scope["method"], scope["path"], exchange.status)
             request_id_context.reset(token)
 
     async def _refuse(self, exchange: Exchange, send: Send, detail: str, headers: list[tuple[bytes, bytes]]) -> None:
         if not exchange.status:
-            status, body = problem_response(exchange.code, detail, request_id=exchange.request_id)
-            await respond(send, status, body, CONTENT_TYPE, headers)
+            status, body, content_type = exchange.refusal(exchange.code, detail, exchange.request_id)
+            await respond(send, status, body, content_type, headers)
         elif not exchange.complete:
             raise RuntimeError("failed in the middle of a response: the connection has to break")
 
-    def _account(self, scope: Scope, exchange: Exchange) -> None:
-        seconds = time.monotonic() - exchange.arrived
-        if exchange.inference:
-            self._metrics.request("http", exchange.model, exchange.code).inc()
-            self._metrics.request_seconds.labels("http", exchange.model).observe(seconds)
-        if access_log.isEnabledFor(logging.INFO):
-            access_log.info(
-                "%s %s %d",
-                scope["method"],
-                scope["path"],
-                exchange.status,
-                extra={"ms": round(seconds * 1000, 2), "code": exchange.code, "images": exchange.images},
-            )
 
-
-def unexpected(exchange: Exchange) -> str:
-    """What a client is told of a failure that nobody foresaw."""
-    return f"an unexpected failure; the server's log has it under request id {exchange.request_id}"
-
-
-def _request_id(scope: Scope) -> str:
+def _given_id(scope: Scope) -> str | None:
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return str(value, "ascii")
-    return f"{_PROCESS}{next(_numbers):08x}"
+        if name == b"x-request-id":
+            return str(value, "latin-1")
+    return None
+
+
+def _problem(code: str, detail: str, request_id: str) -> tuple[int, bytes, bytes]:
+    return *problem_response(code, detail, request_id=request_id), CONTENT_TYPE

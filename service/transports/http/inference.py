@@ -129,7 +129,7 @@ class Inference:
     async def classify(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange, model, query, deadline = self._begin(scope, ("top_k", "explain", "timeout_ms", "version"))
         images = await self._images(scope, receive, deadline, exchange)
-        answer = await _unless_gone(
+        answer = await unless_gone(
             receive,
             self._classifier.classify(
                 images,
@@ -146,7 +146,7 @@ class Inference:
     async def embed(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange, model, query, deadline = self._begin(scope, ("timeout_ms", "version"))
         images = await self._images(scope, receive, deadline, exchange)
-        answer = await _unless_gone(
+        answer = await unless_gone(
             receive,
             self._classifier.embed(
                 images, model=model, version=query.version, request_id=exchange.request_id, deadline=deadline
@@ -158,7 +158,7 @@ class Inference:
         exchange, model, query, deadline = self._begin(scope, ("label", "alpha", "timeout_ms", "version"))
         images = await self._images(scope, receive, deadline, exchange)
         if not prefers_png(header(scope, b"accept")):
-            answer = await _unless_gone(
+            answer = await unless_gone(
                 receive,
                 self._classifier.explain(
                     images,
@@ -173,7 +173,7 @@ class Inference:
             return
         if len(images) > 1:
             raise InvalidRequest("a PNG shows one image: send one, or ask for JSON with Accept: application/json")
-        drawn = await _unless_gone(
+        drawn = await unless_gone(
             receive,
             self._classifier.overlay(
                 images[0],
@@ -194,7 +194,7 @@ class Inference:
         parameters: dict[str, str] = scope.get("path_params", {})
         # Fails before the body is read if there is no such model; the name is safe as a metric label from here on.
         model = self._classifier.named(parameters.get("model"))
-        exchange.model = self._classifier.resolve(model, query.version, exchange.request_id).spec.name
+        exchange.model = self._classifier.resolve(model, query.version, exchange.request_id).spec.counted_as
         timeout = self._default_timeout if query.timeout_ms is None else query.timeout_ms / 1000
         return exchange, model, query, exchange.arrived + min(timeout, self._max_timeout)
 
@@ -205,7 +205,7 @@ class Inference:
         return images
 
 
-async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Do the work, but stop it when the client closes the connection.
 
     Raises:

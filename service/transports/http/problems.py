@@ -6,7 +6,7 @@ import math
 
 import orjson
 
-from service.errors import FoveaError
+from service.errors import FoveaError, Unauthorized
 
 CONTENT_TYPE = b"application/problem+json"
 
@@ -41,7 +41,9 @@ def problem_response(code: str, detail: str, **more: object) -> tuple[int, bytes
 
 
 def error_headers(error: FoveaError) -> list[tuple[bytes, bytes]]:
-    """Headers beside the problem: `Retry-After` in whole seconds, where a time is known."""
+    """Headers beside the problem: `Retry-After` in whole seconds, where a time is known; how to say who one is."""
+    if isinstance(error, Unauthorized):
+        return [(b"www-authenticate", b"Bearer")]
     if error.retry_after is None:
         return []
     return [(b"retry-after", str(max(1, math.ceil(error.retry_after))).encode())]

@@ -52,6 +52,12 @@ class JoiningProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_JoiningTransport(transport, self.loop))  # type: ignore[arg-type]
 
+    def shutdown(self) -> None:
+        if self.transport.get_extra_info("ssl_object") and (self.cycle is None or self.cycle.response_complete):
+            self.transport.abort()  # TLS would wait for the peer's goodbye, for which an idle client is not listening
+        else:
+            super().shutdown()
+
     def data_received(self, data: bytes) -> None:
         head = data.find(b"\r\n\r\n") if self.cycle is None or self.cycle.response_complete else -1
         if head >= 0 and data.find(b"pgrade", 0, head) >= 0:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.heads.head import Backbone, Report
 from service.routes.table import Canary
 from service.transports.http.problems import CONTENT_TYPE, PROBLEMS
 
@@ -168,7 +169,7 @@ class ModelSummary(BaseModel):
     """`version` answers requests that name none; it is the `pinned` one or, where that does not serve, the newest."""
 
     name: str
-    kind: Literal["model"]
+    kind: Literal["model", "head"]
     state: Literal["loading", "ready", "failed", "unloaded"]
     version: str | None
     pinned: str | None
@@ -179,6 +180,9 @@ class ModelSummary(BaseModel):
 
 
 class Models(BaseModel):
+    """`default` is the model or route that answers requests that name none; null where they have to name one."""
+
+    default: str | None
     models: list[ModelSummary]
 
 
@@ -236,6 +240,122 @@ class RouteCard(BaseModel):
 
 class Routes(BaseModel):
     routes: list[RouteCard]
+
+
+class NewHead(BaseModel):
+    """On which model a head is taught."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"backbone": "letters"}]})
+    backbone: str = Field(min_length=1, max_length=200, description="A model, or a version of it: `letters:1`.")
+
+
+class LabelCount(BaseModel):
+    label: str
+    count: int
+
+
+class ExampleCounts(BaseModel):
+    total: int
+    labels: list[LabelCount]
+
+
+class HeadVersion(BaseModel):
+    """`stored` versions are not in memory; rolling back to one brings it there."""
+
+    version: str
+    created: str
+    examples: int
+    labels: int
+    accuracy: float | None
+    ece: float | None
+    warnings: list[str]
+    state: Literal["ready", "stored", "failed"]
+
+
+class HeadCard(BaseModel):
+    """`version` answers requests that name none; it is the `pinned` one or the newest."""
+
+    name: str
+    state: Literal["untaught", "ready", "failed"]
+    problem: str | None
+    version: str | None
+    pinned: str | None
+    backbone: Backbone
+    examples: ExampleCounts
+    changed_since_fit: bool
+    versions: list[HeadVersion]
+
+
+class Heads(BaseModel):
+    heads: list[HeadCard]
+
+
+class TaughtExample(BaseModel):
+    """`index` is the image's place in the request, from 0."""
+
+    index: int
+    id: str
+    label: str
+    name: str | None = Field(default=None, description="Of a zip's file.")
+
+
+class Conflict(TaughtExample):
+    """The image is known under `label`, not as `given`."""
+
+    given: str
+
+
+class Untaught(BaseModel):
+    index: int
+    name: str | None = None
+    error: Problem
+
+
+class TaughtAnswer(BaseModel):
+    head: str
+    added: list[TaughtExample]
+    duplicates: list[TaughtExample]
+    conflicts: list[Conflict]
+    errors: list[Untaught]
+    examples: ExampleCounts
+
+
+class Example(BaseModel):
+    id: str
+    label: str
+    sha256: str = Field(description="Of the encoded image.")
+    created: str
+
+
+class Examples(BaseModel):
+    examples: list[Example]
+    next: str | None = Field(description="Ask for what comes `after` it; null if there is no more.")
+
+
+class Deleted(BaseModel):
+    deleted: int
+
+
+class Fitted(Report):
+    """What became of a fit; figures are null where examples were too few to hold any out, and `warnings` say so."""
+
+    head: str
+    version: str
+    labels: list[str]
+    coverage: float
+    prediction_sets: bool
+    seconds: float
+
+
+class Neighbor(BaseModel):
+    id: str
+    label: str
+    distance: float
+
+
+class Neighbors(BaseModel):
+    head: str
+    neighbors: list[Neighbor]
 
 
 class Health(BaseModel):

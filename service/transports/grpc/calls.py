@@ -1,0 +1,347 @@
+"""Calls: deadlines, limits, errors to statuses, and how each is counted.
+
+Messages come and go as bytes, so that what does not parse is our error and not the library's. A call is counted from
+its first byte on: while its message is on its way it is in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from service.access.rates import Pending
+from service.errors import BackendUnavailable, DeadlineExceeded, FoveaError, TooLarge
+from service.logs import request_id_context
+from service.metrics import Metrics
+from service.transports.exchange import Accounts, Exchange
+from service.transports.grpc.statuses import STATUSES, trailers
+
+RETRY_AFTER = 1.0  # seconds, where nothing says how long it will take
+# A client whose time is over says so shortly before the server, to which the call took a while, knows it.
+CLOCK_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What calls may take.
+
+    Attributes:
+        max_calls: At once; a stream is one.
+        max_message_bytes: Of one message, either way.
+        default_timeout: Seconds, for calls without a deadline.
+        max_timeout: Seconds that any work may take.
+    """
+
+    max_calls: int
+    max_message_bytes: int
+    default_timeout: float
+    max_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method.
+
+    Attributes:
+        name: `/package.Service/Method`.
+        answer: Answers; `async (call, request) -> response`, or of streams `async (call) -> None`.
+        streams: It reads and writes as it likes, not one message each way.
+        inference: It asks a model.
+        open: It takes no key.
+    """
+
+    name: str
+    answer: Callable[..., Awaitable[Any]]
+    streams: bool = False
+    inference: bool = False
+    open: bool = False
+
+
+class InFlight:
+    """The calls that are being answered.
+
+    Args:
+        limits: What calls may take.
+        metrics: Where they are counted.
+
+    Attributes:
+        closing: The server stops: streams are read no more.
+    """
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self.limits = limits
+        self.accounts = Accounts("grpc", metrics)
+        self.calls: set[Call] = set()
+        self.closing = False
+
+    def close_streams(self) -> None:
+        """Read no more from any stream; what has been read is answered."""
+        self.closing = True
+        for call in tuple(self.calls):
+            if isinstance(call, StreamCall):
+                call.close_reading()
+
+    def cut(self) -> None:
+        """Answer every call that is still there with an error, at once."""
+        for call in tuple(self.calls):
+            call.cut()
+
+
+class Call(Exchange):
+    """One call, which is its own method handler: grpc reads these attributes and calls `unary_unary` or
+    `stream_stream`.
+
+    Args:
+        others: In flight with it.
+        method: That was called.
+        given: The request id that the client chose.
+    """
+
+    __slots__ = ("_context", "_cut", "_latest", "_others", "_task", "method")
+
+    request_streaming = response_streaming = False
+    request_deserializer = response_serializer = None
+
+    def __init__(self, others: InFlight, method: Method, given: str | None) -> None:
+        super().__init__(given)
+        self.method = method
+        self.inference = method.inference
+        self._others = others
+        self._cut = False
+        self._context: grpc.aio.ServicerContext
+        self._latest: float | None = None  # the call's own deadline, on the clock of `time.monotonic`
+        self._task: asyncio.Task[Any]
+
+    def begin(self) -> None:
+        """Count it from now on, until its task ends in whatever way."""
+        request_id_context.set(self.request_id)  # the task is this call's: nobody else sees it
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - grpc answers each call on a task of its own
+        self._task = task
+        self._others.calls.add(self)
+        self._others.accounts.inflight.inc()
+        task.add_done_callback(self._ended)
+
+    def allowed(self, part: Exchange | None = None) -> float | None:
+        """Seconds that the call's own deadline leaves, from the arrival of the call or of one message of its stream."""
+        return None if self._latest is None else self._latest - (part or self).arrived
+
+    def deadline(self, part: Exchange | None = None, timeout: float | None = None) -> float:
+        """When an answer is of no use any more, on the clock of `time.monotonic`.
+
+        Args:
+            part: One message of a stream, if it is that.
+            timeout: Seconds that the message states.
+        """
+        limits = self.limits
+        given = [seconds for seconds in (timeout, self.allowed(part)) if seconds is not None]
+        return (part or self).arrived + min([limits.max_timeout, *(given or [limits.default_timeout])])
+
+    @property
+    def limits(self) -> Limits:
+        return self._others.limits
+
+    def cut(self) -> None:
+        """Answer it with an error, at once: the server cannot wait any longer."""
+        self._cut = True
+        self._task.cancel()
+
+    def why_cancelled(self) -> str:
+        """The code of work that was cancelled."""
+        if self._cut:
+            return "backend_unavailable"
+        late = self._latest is not None and time.monotonic() > self._latest - CLOCK_SECONDS
+        return "deadline_exceeded" if late else "client_gone"
+
+    async def _settle(self, context: grpc.aio.ServicerContext, work: Awaitable[Any]) -> Any:
+        """Wait for the answer; what goes wrong becomes a status."""
+        self._context = context
+        remaining: float | None = context.time_remaining()
+        self._latest = None if remaining is None else time.monotonic() + remaining
+        try:
+            answer = await work
+        except asyncio.CancelledError:
+            self.code = self.why_cancelled()
+            if not self._cut:
+                raise
+            self._task.uncancel()
+            told: FoveaError = BackendUnavailable("the server is shutting down", retry_after=RETRY_AFTER)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
+            told = self.fail(error)
+        else:
+            context.set_trailing_metadata((("x-request-id", self.request_id),))
+            self._close()
+            return answer
+        self._close()
+        metadata = (("x-request-id", self.request_id), *trailers(told))
+        return await context.abort(STATUSES[told.code], told.message, metadata)
+
+    def _checked(self, message: bytes, what: str) -> bytes:
+        most = self._others.limits.max_message_bytes
+        if len(message) > most:
+            raise TooLarge(f"the {what} has {len(message)} bytes; a message may have {most}")
+        return message
+
+    def _close(self) -> None:
+        """Before the client can know that it was answered, so that nobody sees counts from before it."""
+        self._others.calls.discard(self)
+        self._others.accounts.close(self, "%s %s", self.method.name, STATUSES[self.code].name)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        del task
+        if self in self._others.calls:
+            if self.code == "ok":  # its message never came whole
+                self.code = "client_gone"
+            self._close()
+
+
+class UnaryCall(Call):
+    """One message each way.
+
+    Attributes:
+        pending: What has to be waited for before the call is taken.
+    """
+
+    __slots__ = ("pending",)
+
+    def __init__(self, others: InFlight, method: Method, given: str | None) -> None:
+        super().__init__(others, method, given)
+        self.pending: Pending | None = None
+
+    async def unary_unary(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        answer: bytes = await self._settle(context, self._answer(request))
+        return answer
+
+    async def _answer(self, request: bytes) -> bytes:
+        if self.pending is not None:
+            await self.pending()
+        if self._latest is not None and self._latest <= time.monotonic():
+            raise DeadlineExceeded("the deadline passed before the request had arrived")
+        answer = await self.method.answer(self, self._checked(request, "request"))
+        return self._checked(answer, "answer")
+
+
+class StreamCall(Call):
+    """Messages both ways."""
+
+    __slots__ = ("_reader", "_said_all", "closed")
+
+    request_streaming = response_streaming = True
+
+    def __init__(self, others: InFlight, method: Method, given: str | None) -> None:
+        super().__init__(others, method, given)
+        self.closed = asyncio.Event()
+        self._reader: asyncio.Task[Any] | None = None
+        self._said_all = False  # the client, which reads what is left and then knows how it ended
+
+    async def stream_stream(self, requests: object, context: grpc.aio.ServicerContext) -> None:
+        del requests
+        await self._settle(context, self._answer())
+
+    async def _answer(self) -> None:
+        if not self._others.closing:
+            await self.method.answer(self)
+        if self._others.closing and not self._said_all:
+            raise BackendUnavailable("the server is shutting down", retry_after=RETRY_AFTER)
+
+    async def read(self) -> bytes | None:
+        """The next message; None when there is none any more, or the server reads no more.
+
+        Raises:
+            TooLarge: It is.
+        """
+        if self.closed.is_set():
+            return None
+        self._reader = asyncio.current_task()
+        try:
+            message = await self._context.read()
+        except asyncio.CancelledError:
+            if self.closed.is_set() and self._reader is not None and self._reader.uncancel() == 0:
+                return None
+            raise
+        finally:
+            self._reader = None
+        if message is grpc.aio.EOF:
+            self._said_all = True
+            return None
+        return self._checked(message, "request")
+
+    def close_reading(self) -> None:
+        """Read no more."""
+        self.closed.set()
+        if self._reader is not None:
+            self._reader.cancel()
+
+    async def charge(self) -> None:
+        """Count a message on the caller's key: each is a request.
+
+        Raises:
+            Overloaded: The key has asked as often as it may.
+            Unauthorized: It was revoked since the stream began.
+        """
+        if self.caller is not None and (pending := self.caller.charge()) is not None:
+            await pending()
+
+    async def write(self, message: bytes) -> None:
+        """Send a message, as fast as the client reads.
+
+        Raises:
+            TooLarge: It is.
+        """
+        await self._context.write(self._checked(message, "answer"))
+
+    @contextmanager
+    def part(self) -> Iterator[Exchange]:
+        """One message of the stream, which is counted as a request when it has been answered."""
+        part = Exchange(self.request_id)
+        part.inference = True
+        try:
+            yield part
+        except asyncio.CancelledError:
+            part.code = self.why_cancelled()
+            raise
+        finally:
+            self._others.accounts.count(part)
+            self.images += part.images
+
+    async def answer_in_order(self, one: Callable[[bytes], Awaitable[bytes]], at_once: int) -> None:
+        """Answer each message by one, in order.
+
+        Args:
+            one: Answers a message. Whatever goes wrong is in its answer.
+            at_once: Messages that are read before the oldest of them has been answered; at that many the client is
+                made to wait.
+        """
+        places = asyncio.Semaphore(at_once)
+        answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
+        working: set[asyncio.Task[Any]] = set()
+
+        async def take() -> None:
+            try:
+                while True:
+                    await places.acquire()
+                    if (message := await self.read()) is None:
+                        return
+                    task = asyncio.ensure_future(one(message))
+                    working.add(task)
+                    answers.put_nowait(task)
+            finally:
+                answers.put_nowait(None)
+
+        taking = asyncio.create_task(take())
+        working.add(taking)
+        try:
+            while (task := await answers.get()) is not None:
+                await self.write(await task)
+                working.discard(task)
+                places.release()
+            await taking
+        finally:
+            for task in working:
+                task.cancel()

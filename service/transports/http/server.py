@@ -1,0 +1,79 @@
+"""The HTTP server: uvicorn, with our own say in when it stops."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Generator
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from service.transports.http.protocol import JoiningProtocol
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves signals to us: readiness has to change before the listening socket closes, and a drain exits with 0."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+class HttpServer:
+    """Serves an application; nothing runs before `listen`.
+
+    Args:
+        app: Answers.
+        drain_timeout: Seconds that accepted requests may take once it has been stopped.
+        tls: Files of the certificate chain and of its key; None for plain text.
+    """
+
+    def __init__(self, app: ASGIApp, *, drain_timeout: float, tls: tuple[Path, Path] | None) -> None:
+        self._tls = tls
+        self._server = _Uvicorn(
+            uvicorn.Config(
+                app,
+                http=JoiningProtocol,
+                lifespan="off",
+                proxy_headers=False,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=int(drain_timeout) or 1,
+                ssl_certfile=tls and tls[0],
+                ssl_keyfile=tls and tls[1],
+            )
+        )
+        self._socket: socket.socket
+
+    def listen(self, host: str, port: int) -> str:
+        """Take the address.
+
+        Args:
+            host: Address to listen on.
+            port: 0 takes a free one.
+
+        Returns:
+            The address, as `http://host:port`.
+
+        Raises:
+            OSError: It cannot be listened on.
+        """
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.create_server((host, port), family=family, backlog=2048)
+        host, port = self._socket.getsockname()[:2]
+        return f"{'https' if self._tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def serve(self) -> None:
+        """Answer until told to stop, and then what has been accepted."""
+        await self._server.serve(sockets=[self._socket])
+
+    def stop(self) -> None:
+        """Take no new connections, and finish."""
+        self._server.should_exit = True
+
+    def abort(self) -> None:
+        """Stop without finishing anything."""
+        self._server.should_exit = self._server.force_exit = True
