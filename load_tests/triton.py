@@ -3,9 +3,13 @@
     make triton-setup
     .venv/bin/python -m load_tests.triton --model resnet18 --repository models --image photo.jpg
 
-Both have as many images in flight, against one Triton that stays up; rounds alternate. The tensor client (tritonclient,
-gRPC, asyncio) sends tensors of the network's input size and asks for the logits; the gateway (under wrk) gets encoded
-images, decodes, calibrates and answers in JSON. Needs wrk, and the model published in the repository.
+All have as many images in flight, against one Triton that stays up; rounds alternate. The tensor client (tritonclient,
+gRPC, asyncio) sends tensors of the network's input size and asks for the logits, once with the tensor in the message
+and once in shared memory; the gateway (under wrk) gets encoded images, decodes them or has Triton decode them,
+calibrates and answers in JSON. Needs wrk, and the model published in the repository.
+
+Beside the rate stands the processor time for each image, of Triton with its backends and of what is in front of it, and
+how many images Triton ran at once. On a machine that is busy with other things, processor time tells more than rates.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import statistics
 import subprocess
 import sys
@@ -20,20 +25,80 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc.aio as triton
+from tritonclient.utils import shared_memory
 
-from load_tests.bench import LUA, ROOT, load
+from load_tests.bench import LUA, ROOT, load, processor_seconds
 
-HTTP, GRPC, METRICS, GATEWAY = 8310, 8311, 8312, 8313
+HTTP, GRPC, METRICS, GATEWAY, DECODING = 8310, 8311, 8312, 8313, 8314
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One round of one contestant: images per second, milliseconds of processor time per image, images per batch."""
+
+    rate: float
+    triton: float
+    front: float
+    batch: float
+
+
+class Contestant:
+    """Something that has Triton classify images.
+
+    Args:
+        name: As it is printed.
+        run: Loads Triton for so many seconds and gives images per second.
+        front: The process in front of Triton; None for this one.
+    """
+
+    def __init__(self, name: str, run: Callable[[int], float], front: int | None) -> None:
+        self.name = name
+        self._run = run
+        self._front = front
+        self.rounds: list[Measurement] = []
+
+    def measure(self, model: str, seconds: int, server: int) -> None:
+        """Run for so many seconds, against the Triton that is a certain process."""
+        before = self._used(server), executed(model)
+        rate = self._run(seconds)
+        time.sleep(0.2)  # Triton counts a request after answering it
+        after = self._used(server), executed(model)
+        images, batches = (late - early for late, early in zip(after[1], before[1], strict=True))
+        used = [(late - early) * 1000 / max(images, 1) for late, early in zip(after[0], before[0], strict=True)]
+        self.rounds.append(Measurement(rate, used[0], used[1], images / max(batches, 1)))
+
+    def median(self, field: str) -> float:
+        return statistics.median(getattr(one, field) for one in self.rounds)
+
+    def _used(self, server: int) -> tuple[float, float]:
+        front = time.process_time() if self._front is None else processor_seconds(self._front)
+        return sum(map(processor_seconds, _family(server))), front
+
+
+def _family(pid: int) -> Iterator[int]:
+    """A process and what it has started."""
+    yield pid
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            yield from _family(int(child))
+
+
+def executed(model: str) -> tuple[int, int]:
+    """Images and batches that Triton ever ran of a model."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{HTTP}/v2/models/{model}/stats") as answer:
+        (stats,) = json.load(answer)["model_stats"]
+    return stats["inference_count"], stats["execution_count"]
 
 
 @contextlib.contextmanager
-def process(command: list[str], ready: str, log: Path) -> Iterator[None]:
-    """A server, from when it answers 200 at a URL until the end."""
+def process(command: list[str], ready: str, log: Path) -> Iterator[int]:
+    """A server, from when it answers 200 at a URL until the end; yields its process id."""
     with log.open("wb") as file, subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file) as server:
         try:
             for _ in range(600):
@@ -43,33 +108,79 @@ def process(command: list[str], ready: str, log: Path) -> Iterator[None]:
                 if server.poll() is not None:
                     sys.exit(f"{command[2]} ended: {log.read_text()[-2000:]}")
                 time.sleep(0.1)
-            yield
+            else:
+                sys.exit(f"{command[2]} is not ready: {log.read_text()[-2000:]}")
+            yield server.pid
         finally:
             server.terminate()
 
 
-async def tensors(model: str, seconds: float, in_flight: int) -> float:
-    """Images per second that a tensor client gets."""
+async def tensors(model: str, seconds: float, in_flight: int, *, shared: bool = False) -> float:
+    """Images per second that a tensor client gets, its tensors in messages or in shared memory."""
     client = triton.InferenceServerClient(f"127.0.0.1:{GRPC}")
     metadata = await client.get_model_metadata(model)
     shape = [1, *(int(side) for side in metadata.inputs[0].shape[1:])]
-    image = triton.InferInput("image", shape, "UINT8")
-    image.set_data_from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     wanted = [triton.InferRequestedOutput("logits")]
     answered = 0
     ends = time.monotonic() + seconds
 
-    async def ask() -> None:
+    async def ask(number: int) -> None:
         nonlocal answered
+        image = triton.InferInput("image", shape, "UINT8")
+        region = None
+        if shared:
+            name = f"load-test-{number}"
+            region = shared_memory.create_shared_memory_region(name, f"/{name}", pixels.nbytes)
+            await client.register_system_shared_memory(name, f"/{name}", pixels.nbytes)
+            image.set_shared_memory(name, pixels.nbytes)
         while time.monotonic() < ends:
+            if region is None:
+                image.set_data_from_numpy(pixels)
+            else:
+                shared_memory.set_shared_memory_region(region, [pixels])
             await client.infer(model, [image], outputs=wanted)
             answered += 1
+        if region is not None:
+            await client.unregister_system_shared_memory(name)
+            shared_memory.destroy_shared_memory_region(region)
 
     started = time.monotonic()
-    await asyncio.gather(*(ask() for _ in range(in_flight)))
+    await asyncio.gather(*map(ask, range(in_flight)))
     rate = answered / (time.monotonic() - started)
     await client.close()
     return rate
+
+
+@contextlib.contextmanager
+def contestants(options: argparse.Namespace, folder: Path) -> Iterator[tuple[int, list[Contestant]]]:
+    """Triton's process id, and all that is measured in front of it; the first is what the others are held against."""
+    python = sys.executable
+    serve = [python, str(ROOT / "deploy/triton/serve.py"), "--repository", str(options.repository.resolve())]
+    serve += ["--http-port", str(HTTP), "--grpc-port", str(GRPC), "--metrics-port", str(METRICS), "--decode"]
+    gateway = [python, "-m", "service", "serve", "--grpc-port", "off", "--backend", "triton"]
+    gateway += ["--triton-url", f"127.0.0.1:{GRPC}", "--no-access-log"]
+    script = folder / "post.lua"
+    script.write_text(LUA.format(path=options.image.resolve(), type="application/octet-stream"))
+
+    def client(shared: bool) -> Callable[[int], float]:
+        return lambda seconds: asyncio.run(tensors(options.model, seconds, options.in_flight, shared=shared))
+
+    def through(port: int) -> Callable[[int], float]:
+        url = f"http://127.0.0.1:{port}/v1/models/{options.model}/classify"
+        return lambda seconds: load(url, script, seconds, options.in_flight)[0]
+
+    with contextlib.ExitStack() as stack:
+        log = folder / "triton.log"
+        server = stack.enter_context(process(serve, f"http://127.0.0.1:{HTTP}/v2/models/{options.model}/ready", log))
+        found = [Contestant("tensor client", client(False), None)]
+        found.append(Contestant("tensor client, shared memory", client(True), None))
+        for name, port, where in (("gateway", GATEWAY, "gateway"), ("gateway, Triton decodes", DECODING, "triton")):
+            command = [*gateway, "--port", str(port), "--decode-on", where]
+            ready = f"http://127.0.0.1:{port}/readyz"
+            front = stack.enter_context(process(command, ready, folder / f"{port}.log"))
+            found.append(Contestant(name, through(port), front))
+        yield server, found
 
 
 def main() -> None:
@@ -78,35 +189,31 @@ def main() -> None:
     parser.add_argument("--repository", type=Path, required=True, help="model repository")
     parser.add_argument("--model", required=True)
     parser.add_argument("--image", type=Path, required=True, help="encoded image that the gateway gets")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=8)
-    parser.add_argument("--in-flight", type=int, default=16, help="images at once, of either client")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=4)
+    parser.add_argument("--in-flight", type=int, default=16, help="images at once, of each contestant")
     options = parser.parse_args()
-    python = sys.executable
-    serve = [python, str(ROOT / "deploy/triton/serve.py"), "--repository", str(options.repository.resolve())]
-    serve += ["--http-port", str(HTTP), "--grpc-port", str(GRPC), "--metrics-port", str(METRICS)]
-    gateway = [python, "-m", "service", "serve", "--port", str(GATEWAY), "--grpc-port", "off", "--backend", "triton"]
-    gateway += ["--triton-url", f"127.0.0.1:{GRPC}", "--no-access-log"]
-    url = f"http://127.0.0.1:{GATEWAY}/v1/models/{options.model}/classify"
-    found: dict[str, list[float]] = {"tensor client": [], "gateway": []}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        script = folder / "post.lua"
-        script.write_text(LUA.format(path=options.image.resolve(), type="image/jpeg"))
-        with (
-            process(serve, f"http://127.0.0.1:{HTTP}/v2/models/{options.model}/ready", folder / "triton.log"),
-            process(gateway, f"http://127.0.0.1:{GATEWAY}/readyz", folder / "gateway.log"),
-        ):
-            for number in range(options.rounds + 1):  # the first warms up
-                seconds = options.seconds if number else 2
-                direct = asyncio.run(tensors(options.model, seconds, options.in_flight))
-                through, _, _, failed = load(url, script, seconds, options.in_flight)
-                if number:
-                    found["tensor client"].append(direct)
-                    found["gateway"].append(through)
-                    print(f"round {number}: tensor client {direct:.1f}/s, gateway {through:.1f}/s, {failed} failed")
-    direct, through = (statistics.median(rates) for rates in found.values())
-    print(f"{options.model}: tensor client {direct:.1f} images/s, gateway {through:.1f}, ratio {through / direct:.2f}")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contestants(options, Path(folder)) as (server, entries),
+    ):
+        for number in range(options.rounds + 1):  # the first warms up
+            for entry in entries:
+                entry.measure(options.model, options.seconds if number else 2, server)
+                if not number:
+                    entry.rounds.clear()
+            print(f"round {number} of {options.rounds}", file=sys.stderr)
+    first = entries[0]
+    print(f"{options.model}, {options.image.name}, {options.in_flight} in flight, medians of {options.rounds} rounds\n")
+    print("| | images/s | ÷ tensor client | ms of processor: Triton | in front | tensor client's ÷ its | per batch |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for entry in entries:
+        whole, ours = (each.median("triton") + each.median("front") for each in (first, entry))
+        print(
+            f"| {entry.name} | {entry.median('rate'):.1f} | {entry.median('rate') / first.median('rate'):.2f} |"
+            f" {entry.median('triton'):.2f} | {entry.median('front'):.2f} | {whole / ours:.2f} |"
+            f" {entry.median('batch'):.1f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -17,18 +17,6 @@ from service.errors import FoveaError
 from service.settings import InvalidSettings, Settings, load
 from service.tables import show_table
 
-_FLAGS_OF_SERVE = (
-    "host",
-    "port",
-    "backend",
-    "triton_url",
-    "decode_on",
-    "model_repository",
-    "default_model",
-    "log_level",
-    "log_format",
-)
-
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(

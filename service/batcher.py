@@ -262,7 +262,9 @@ class _Batching(ABC):
         )
 
     def _has_room(self) -> bool:
-        return len(self._running) < self._max_running and self._under_way < self._max_under_way
+        """Whether a full batch may start, or all that waits."""
+        next_size = min(len(self._waiting), self._max_batch)
+        return len(self._running) < self._max_running and self._under_way + next_size <= self._max_under_way
 
     def problem(self) -> str | None:
         """Why the batcher should not get new work, or None."""
@@ -302,15 +304,18 @@ class _Batching(ABC):
             return future
         self._waiting.append(_Entry(sample, outputs, deadline, promised, future, now))
         self._observer.queued(len(self._waiting))
-        if self._has_room() and not self._dispatching:
-            # Some turns of the loop later, so that what arrives together runs together.
-            self._dispatching = True
-            self._loop.call_soon(self._dispatch)
+        self._dispatch_soon()
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         return future
 
     # On the event loop.
+
+    def _dispatch_soon(self) -> None:
+        """Some turns of the loop later, so that what arrives together runs together."""
+        if self._waiting and not self._dispatching and self._has_room():
+            self._dispatching = True
+            self._loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
         waiting = len(self._waiting)
@@ -324,10 +329,11 @@ class _Batching(ABC):
         self._gathered = self._quiet_turns = 0
         self._in_company = waiting > 1
         self._dispatching = False
+        if not self._has_room():  # more has come meanwhile
+            return
         now = time.monotonic()
         entries: list[_Entry] = []
-        room = min(self._max_batch, self._max_under_way - self._under_way)
-        while self._waiting and len(entries) < room:
+        while self._waiting and len(entries) < self._max_batch:
             entry = self._waiting.popleft()
             if entry.future.done():  # its client has gone, or its deadline was swept
                 continue
@@ -344,9 +350,7 @@ class _Batching(ABC):
         batch = _Batch(entries, now, self._seconds(self._under_way), self._under_way)
         self._running.append(batch)
         self._launch(batch)
-        if self._waiting and self._has_room():
-            self._dispatching = True
-            self._loop.call_soon(self._dispatch)
+        self._dispatch_soon()
 
     def _sweep(self) -> None:
         self._sweeper = None
@@ -382,12 +386,8 @@ class _Batching(ABC):
                 entry.future.set_exception(row)
             else:
                 entry.future.set_result(row)
-        if self._waiting:
-            if not self._dispatching:
-                self._dispatching = True
-                self._loop.call_soon(self._dispatch)
-        else:
-            self._note_idle()
+        self._dispatch_soon()
+        self._note_idle()
 
     def _note_late(self, seconds: float) -> None:
         """Learn from one answer how much decoding and a busy event loop add to what batches take."""

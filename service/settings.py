@@ -49,8 +49,8 @@ class Settings(BaseSettings):
     default_model: str | None = None
     """Model or route of requests that name none; by default the only model, or the bundled lenet5-digits."""
     database_url: str = "sqlite:///fovea.db"
-    """Database of taught heads, routes and pinned versions: a file, or postgresql://user:password@host/name for several
-    gateways to share."""
+    """Database of taught heads, routes, pinned versions and keys: a file, or postgresql://user:password@host/name for
+    several gateways to share."""
     admin: bool | None = None
     """Take calls that teach, or change routes, pins and what is loaded. Where there are keys such a call needs one of
     scope admin, and false takes none at all. Where there are none, unless given, they are taken only if host is a

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from functools import cached_property
+from importlib.util import find_spec
 
 from limits import RateLimitItem, aio, parse_many
 from limits.errors import ConfigurationError, StorageError
@@ -27,6 +28,7 @@ PAUSE_SECONDS = 1.0  # before it is asked again after it has failed
 Pending = Callable[[], Awaitable[None]]
 Shared = aio.strategies.MovingWindowRateLimiter
 
+_SCHEMES = ("redis://", "rediss://", "redis+unix://")
 _EXAMPLES = "write something like 100/second, 30/minute or 5 per 10 seconds"
 
 
@@ -132,7 +134,11 @@ def _too_often(rate: RateLimitItem, resets: float) -> Overloaded:
 
 
 def _redis(url: str) -> aio.storage.RedisStorage:
+    if find_spec("redis") is None:
+        raise RatesUnavailable("counting in Redis needs its client: pip install 'fovea[redis]'")
     try:
+        if not url.startswith(_SCHEMES):
+            raise ConfigurationError
         return aio.storage.RedisStorage(
             f"async+{url}",
             wrap_exceptions=True,
@@ -141,7 +147,7 @@ def _redis(url: str) -> aio.storage.RedisStorage:
             socket_timeout=REDIS_SECONDS,
             socket_connect_timeout=REDIS_SECONDS,
         )
-    except ConfigurationError:
-        raise RatesUnavailable("counting in Redis needs its client: pip install 'fovea[redis]'") from None
-    except ValueError:
-        raise RatesUnavailable("it looks like redis://host:6379/0, or redis+unix:///path/to/socket") from None
+    except (ConfigurationError, ValueError):
+        raise RatesUnavailable(
+            "a Redis's URL looks like redis://:password@host:6379/0, rediss:// for TLS, or redis+unix:///path/to/socket"
+        ) from None

@@ -178,10 +178,10 @@ class _Process:
             TooFewClasses: There are not two.
             BackendFailed: It ended, or failed.
         """
-        self.start()
         rows = np.ascontiguousarray(embeddings, np.float32)
         header = {"shape": rows.shape, "labels": list(labels), "coverage": coverage}
         try:
+            self.start()
             answer, parameters = self._ask(header, rows.data.cast("B"))
         except (EOFError, OSError):
             if not self._killed:

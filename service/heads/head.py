@@ -52,7 +52,8 @@ class Report(BaseModel):
     ece: float | None = None  # expected calibration error of the calibrated probabilities, 15 bins
     strength: float  # C of the logistic regression: the inverse of the penalty's weight
     classes: tuple[ClassReport, ...]
-    confusion: tuple[tuple[int, ...], ...] | None = None  # [true][given], in the order of the labels
+    # [true][given], in the order of the labels; None: nothing was validated, or there are more than a hundred classes.
+    confusion: tuple[tuple[int, ...], ...] | None = None
     reliability: tuple[tuple[float, float, int], ...] = ()  # per bin that is not empty: confidence, accuracy, examples
     warnings: tuple[str, ...] = ()  # for people: what to do to get a better head
 

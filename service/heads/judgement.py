@@ -22,6 +22,7 @@ COVERAGE = 0.95
 FALSE_ALARMS = 0.05  # share of images like the examples that may be abstained from
 FEW = 50  # held-out examples, below which an accuracy says little
 NAMED = 5  # classes in one warning
+CONFUSED = 100  # classes of which all pairs are counted: of a thousand they would take megabytes
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
@@ -108,7 +109,7 @@ def judge(
             ClassReport(label=name, examples=counts[place], accuracy=hits[place] / seen[place] if seen[place] else None)
             for place, name in enumerate(names)
         ),
-        confusion=tuple(map(tuple, confusion.tolist())),
+        confusion=tuple(map(tuple, confusion.tolist())) if kinds <= CONFUSED else None,
         reliability=reliability(crossed.probs, truth),
         warnings=tuple(_warnings(names, seen, len(truth), fitted, coverage)),
     )

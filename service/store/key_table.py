@@ -9,6 +9,7 @@ from sqlalchemy import Row, insert, select, update
 from service.access.keys import Key, now
 from service.store.database import Database
 from service.store.records import UnknownKey
+from service.store.rows import storable
 from service.store.schema import keys
 
 
@@ -51,7 +52,7 @@ class KeyTable:
         """
         wanted = keys.c.id == identity
         with self._database.changing() as change:
-            found = change.connection.execute(select(keys).where(wanted)).one_or_none()
+            found = change.connection.execute(select(keys).where(wanted)).one_or_none() if storable(identity) else None
             if found is None:
                 raise UnknownKey(identity)
             if found.revoked is None:

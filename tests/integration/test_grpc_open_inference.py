@@ -7,6 +7,7 @@ import json
 import queue
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -219,13 +220,11 @@ def test_what_is_not_served_is_unimplemented(client: triton.InferenceServerClien
     assert refusal(client.get_trace_settings)[0] == "UNIMPLEMENTED"
 
 
-def test_a_timeout_in_the_request(server: Server, client: triton.InferenceServerClient) -> None:
-    busy = [client.async_infer("slow", [pixels(PIXELS[:1])], lambda result, error: None) for _ in range(4)]
-    server.wait_until(lambda: server.metrics()("queue_depth", model="slow") >= 2)
+def test_a_timeout_in_the_request(client: triton.InferenceServerClient) -> None:
+    started = time.monotonic()
     found, _ = refusal(lambda: client.infer("slow", [pixels(PIXELS[:1])], timeout=50_000))  # microseconds
     assert found in ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
-    for each in busy:
-        each.cancel()
+    assert time.monotonic() - started < 1
 
 
 def message(**options: Any) -> pb.ModelInferRequest:

@@ -131,8 +131,9 @@ async def test_a_killed_process_fails_its_fit_and_the_next_one_works(
 
 async def test_a_process_that_died_while_it_had_nothing_to_do_is_started_again(fitter: Fitter) -> None:
     await fitter.fit(*examples())
-    os.kill(running()[0], signal.SIGKILL)
-    await until(lambda: not running())
+    (process,) = running()
+    os.kill(process, signal.SIGKILL)
+    await until(lambda: not runs(process))
     assert (await fitter.fit(*examples())).report.examples == 60
 
 
@@ -154,7 +155,7 @@ async def test_a_cancelled_fit_ends_its_process(fitter: Fitter) -> None:
     fitting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await fitting
-    await until(lambda: process not in running())
+    await until(lambda: not runs(process))
     assert (await fitter.fit(*examples())).report.examples == 60
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.images import encoded, exif
-from tests.models import png, tiny_weights
+from tests.models import png, publish_tiny, tiny_weights
 from tests.server import ROOT, Pixels, Server, expected, picture
+
+Launch = Callable[..., Server]
 
 EXPLAIN = "/v1/models/tiny/explain"
 RAW = {"content-type": "application/octet-stream"}
@@ -31,10 +34,10 @@ def noise(seed: int) -> Pixels:
     return np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
 
 
-def tiny_map(pixels: Pixels, index: int) -> NDArray[np.floating[Any]]:
+def tiny_map(pixels: Pixels, index: int, seed: int = 0) -> NDArray[np.floating[Any]]:
     """What the tiny model owes for an 8 × 8 image: the class's weights times the 2 × 2 means, as Grad-CAM shows it."""
     means = pixels.astype(float).reshape(4, 2, 4, 2, 3).mean(axis=(1, 3))
-    positive = np.maximum(means @ tiny_weights()[:, index], 0)
+    positive = np.maximum(means @ tiny_weights(seed=seed)[:, index], 0)
     scaled: NDArray[np.floating[Any]] = positive / positive.max() if positive.max() > 0 else positive
     return scaled
 
@@ -101,6 +104,41 @@ def test_several_images_and_a_bad_one_in_its_place(server: Server) -> None:
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
 
 
+# Through a route.
+
+
+def test_a_route_answers_with_the_map_of_whichever_model_answers(tmp_path: Path, launch: Launch) -> None:
+    """Two versions with other weights: an id meets the same one, whether it asks for a class or for a map."""
+    publish_tiny(tmp_path / "models")
+    publish_tiny(tmp_path / "models", seed=1)
+    server = launch(tmp_path / "models")
+    route = {"primary": "tiny:1", "canary": {"model": "tiny:2", "weight": 0.5}}
+    assert server.client.put("/v1/routes/r", json=route).status_code == 200
+    answered = []
+    for number in range(24):
+        pixels = noise(number)
+        found = {}
+        for path, query in (("explain", {}), ("explain", {"label": "label-2"}), ("classify", {"explain": "true"})):
+            headers = RAW | {"x-request-id": f"id-{number}"}
+            answer = server.client.post(f"/v1/models/r/{path}", content=png(pixels), params=query, headers=headers)
+            assert answer.status_code == 200, answer.text
+            body = answer.json()
+            (prediction,) = body["predictions"]
+            explanation = prediction.get("explanation", prediction)
+            seed = {"1": 0, "2": 1}[body["version"]]
+            np.testing.assert_allclose(explanation["map"], tiny_map(pixels, explanation["index"], seed), atol=1e-3)
+            found[path, *query] = (body["version"], explanation["index"])
+        assert len({version for version, _ in found.values()}) == 1
+        version, index = found["classify", "explain"]
+        assert index == expected(pixels, seed=int(version) - 1).argmax()
+        assert found["explain",][1] == index
+        assert found["explain", "label"][1] == 2
+        answered.append(version)
+    assert {"1", "2"} == set(answered)
+    counts = server.client.get("/v1/routes/r").json()["counts"]
+    assert (counts["requests"], counts["canary"]) == (3 * 24, 3 * answered.count("2"))
+
+
 # What is refused.
 
 
@@ -129,7 +167,7 @@ def test_the_errors_are_those_of_classify(server: Server) -> None:
         (EXPLAIN, SEVEN[:-9], "", 422),
         (EXPLAIN, b"no image", "", 415),
         (EXPLAIN, encoded(Image.new("L", (1001, 1000)), "PNG"), "", 413),
-        ("/v1/models/slow/explain", SEVEN, "?timeout_ms=1", 429),
+        ("/v1/models/slow/explain", SEVEN, "?timeout_ms=20", 429),
     ):
         for headers in (RAW, PNG):
             answer = server.client.post(path + query, content=content, headers=headers)
@@ -201,7 +239,7 @@ def test_explain_is_documented_with_both_of_its_answers(server: Server) -> None:
     operation = document["paths"]["/v1/models/{model}/explain"]["post"]
     query = {each["name"] for each in operation["parameters"] if each["in"] == "query"}
     assert query == {"label", "alpha", "timeout_ms", "version"}
-    assert set(operation["responses"]) == {"200", "400", "404", "413", "415", "422", "429", "502", "503", "504"}
+    assert set(operation["responses"]) == {"200", "400", "401", "404", "413", "415", "422", "429", "502", "503", "504"}
     assert set(operation["responses"]["200"]["content"]) == {"application/json", "image/png"}
     answer = document["components"]["schemas"]["ExplainAnswer"]
     assert set(answer["examples"][0]["predictions"][0]) == set(explained(server, png(picture(1))))

@@ -134,6 +134,15 @@ def test_a_report_counts_every_example_once() -> None:
     assert not report.warnings
 
 
+def test_of_very_many_classes_not_every_pair_is_counted() -> None:
+    random = np.random.default_rng(0)
+    means = random.normal(size=(101, 20))
+    features = (means.repeat(2, 0) + random.normal(0, 0.1, (202, 20))).astype(np.float32)
+    report = fit(features, [f"class {place // 2}" for place in range(202)]).report
+    assert report.validated == 202
+    assert report.confusion is None
+
+
 def test_few_examples_that_all_come_out_right_are_no_certainty() -> None:
     features, labels, others, _ = drawn(5, classes=2)
     head = fit(features, labels)

@@ -2,20 +2,25 @@
 
 What it does not take, or fails on, the decode model prepares on the CPU, so refusals come with the same words. Pixels
 differ from the CPU's by the decoders' rounding, and because the CPU decodes large files at a fraction of their size.
+Whether nvJPEG refuses what libjpeg refuses is for `make gpu-check` to find out.
 """
 
 from __future__ import annotations
 
+import importlib
+import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from service.errors import FoveaError
 from service.header import Header, JpegHeader, probe
 from service.preprocess import window
 
+END_OF_IMAGE = b"\xff\xd9"
 FILTERS = ("bilinear", "bicubic")  # that PyTorch can apply with antialiasing
 # EXIF orientation: whether to transpose, then which of rows and columns to reverse.
 UPRIGHT = {
@@ -38,12 +43,13 @@ class NvJpeg:
     """
 
     def __init__(self, device: int) -> None:
-        from torchvision.io import decode_jpeg
-
         if not torch.cuda.is_available():
             raise RuntimeError("PyTorch has no GPU here: install its CUDA build, or set the instance group to KIND_CPU")
-        self._decode = decode_jpeg
+        self._decode = importlib.import_module("torchvision.io").decode_jpeg
         self._device = torch.device("cuda", device)
+        buffer = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(buffer, "JPEG")
+        self._decode([_tensor(buffer.getvalue())], device=self._device)  # without nvJPEG this fails, now
 
     def prepared(self, files: Sequence[bytes], image: Any) -> Iterator[tuple[int, torch.Tensor]]:
         """Those that nvJPEG decodes: place and uint8 `[H, W, 3]` on the GPU.
@@ -55,9 +61,8 @@ class NvJpeg:
         headers = {place: header for place, file in enumerate(files) if (header := _header(file, image)) is not None}
         if not headers:
             return
-        buffers = [torch.frombuffer(bytearray(files[place]), dtype=torch.uint8) for place in headers]
         try:
-            decoded = self._decode(buffers, device=self._device)
+            decoded = self._decode([_tensor(files[place]) for place in headers], device=self._device)
         except RuntimeError:  # one of them is broken: which, and how, the CPU's decoder says
             return
         for (place, header), pixels in zip(headers.items(), decoded, strict=True):
@@ -68,9 +73,13 @@ class NvJpeg:
         return torch.stack([torch.as_tensor(each, device=self._device) for each in images])
 
 
+def _tensor(file: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(file), dtype=torch.uint8)
+
+
 def _header(file: bytes, image: Any) -> JpegHeader | None:
-    """That of a JPEG that is taken here."""
-    if image.channels != 3 or image.interpolation not in FILTERS:
+    """That of a JPEG that is taken here: whole, in colour."""
+    if image.channels != 3 or image.interpolation not in FILTERS or not file.endswith(END_OF_IMAGE):
         return None
     try:
         header: Header = probe(file)

@@ -4,6 +4,8 @@
  * @import { Added, HeadCard, ModelCard, ModelSummary, Prediction, ProblemDetails } from "./types.js"
  */
 
+import { askForKey, key } from "./key.js";
+
 /** What the server says is wrong. */
 export class Problem extends Error {
   /** @param {ProblemDetails} details */
@@ -38,11 +40,14 @@ export const reach = new EventTarget();
  * @param {Request} [request]
  * @returns {Promise<Blob>}
  */
-async function call(method, path, { query = {}, body, type, accept, signal } = {}) {
+async function call(method, path, request = {}) {
+  const { query = {}, body, type, accept, signal } = request;
   const given = Object.entries(query).filter(([, value]) => value !== undefined);
   const search = given.length ? `?${new URLSearchParams(/** @type {[string, string][]} */ (given))}` : "";
   const headers = new Headers({ Accept: accept ?? "application/json" });
   if (type) headers.set("Content-Type", type);
+  const sent = key();
+  if (sent) headers.set("Authorization", `Bearer ${sent}`);
   let response, content;
   try {
     response = await fetch(`/${path.map(encodeURIComponent).join("/")}${search}`, { method, body, headers, signal });
@@ -53,6 +58,7 @@ async function call(method, path, { query = {}, body, type, accept, signal } = {
     throw new Unreachable();
   }
   reach.dispatchEvent(new Event("found"));
+  if (response.status === 401 && (await askForKey(sent, method !== "GET"))) return call(method, path, request);
   if (!response.ok) throw new Problem(await details(response, content));
   return content;
 }
