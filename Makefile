@@ -74,7 +74,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "installing what serving needs (about half a minute) …"
+	@echo "installing what serving needs (about a minute) …"
 	@$(PIP) install --constraint constraints.txt --editable .
 	@touch $@
 

@@ -92,19 +92,19 @@ def fit(network: Network, dataset: Dataset, image: ImageSpec, grid: tuple[int, i
     """
     from threadpoolctl import threadpool_limits
 
-    pixels, labels = _images(dataset, image)
+    pixels, labels = training_images(dataset, image)
     side = grid[0] * grid[1] if grid else 1
     features = logits_of(nn.Sequential(network.trunk, network.head[: network.features_at], nn.Flatten()), pixels, image)
     points = averaged(torch.from_numpy(features), side).numpy()
     lengths = np.maximum(np.linalg.norm(points, axis=1, keepdims=True), TINY)
     with threadpool_limits(torch.get_num_threads()):
-        groups = _groups(points / lengths, labels)
+        groups = groups_of(points / lengths, labels)
         dimensions = points.shape[1]
         found = fit_familiarity(points, groups, dimensions, axes_for(groups, dimensions))
     return Distance(found, float(lengths.mean()), side)
 
 
-def _images(dataset: Dataset, image: ImageSpec) -> tuple[NDArray[np.uint8], Ints]:
+def training_images(dataset: Dataset, image: ImageSpec) -> tuple[NDArray[np.uint8], Ints]:
     """Training images as the service would see them, in every guise of drawings, and their classes."""
     train = dataset.split.train
     if dataset.drawn:
@@ -115,8 +115,16 @@ def _images(dataset: Dataset, image: ImageSpec) -> tuple[NDArray[np.uint8], Ints
     return dataset.pixels(train, image), dataset.labels[train]
 
 
-def _groups(units: Floats, labels: Ints) -> Ints:
-    """Divide every class into groups of images that are alike: `[N]`, from 0 with none left out."""
+def groups_of(units: Floats, labels: Ints) -> Ints:
+    """Divide every class into groups of images that are alike.
+
+    Args:
+        units: Features at length one, `[N, D]`.
+        labels: Classes, `[N]`.
+
+    Returns:
+        `[N]`, from 0 with none left out.
+    """
     from sklearn.cluster import KMeans  # a second to import, and only this needs it
 
     classes = np.unique(labels)
