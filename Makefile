@@ -44,7 +44,7 @@ letters: $(VENV)/.dev ## train the backbone on rendered letters and publish it a
 triton: triton-setup ## serve the models with a real Triton (REPOSITORY=…, ARGS=… pass through)
 	@exec $(BIN)/python deploy/triton/serve.py --repository $(REPOSITORY) $(ARGS)
 
-triton-setup: | $(BIN)/python ## install a Triton Inference Server into build/ (once, 293 MB)
+triton-setup: | $(BIN)/python ## install a Triton Inference Server into build/ (once, 315 MB)
 	@$(BIN)/python deploy/triton/install.py
 
 GPU := build/gpu

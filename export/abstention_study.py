@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from export import data, familiarity, replay
 from export.calibrate import BATCH, FALSE_ALARMS, TEST
 from export.strangers import strangers
-from service.calibration import energy, probabilities, upper_quantile
+from service.calibration import energy, probabilities
 from service.heads.familiarity import Familiarity, axes_for, fit_familiarity
 from service.heads.head import TINY
 from service.preprocess import Preprocessor
@@ -165,7 +165,7 @@ def _means(rows: Floats, labels: Ints) -> Floats:
 def _whitening(rows: Floats) -> Floats:
     covariance = rows.T @ rows / len(rows)
     covariance += RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    return np.linalg.cholesky(np.linalg.inv(covariance))
+    return np.asarray(np.linalg.cholesky(np.linalg.inv(covariance)))
 
 
 def _units(rows: Floats) -> NDArray[np.float32]:
@@ -177,7 +177,7 @@ def _units(rows: Floats) -> NDArray[np.float32]:
 
 def _squares(rows: Floats, others: Floats) -> Floats:
     """Squared distances `[N, K]` of rows `[N, D]` from others `[K, D]`."""
-    return np.square(rows).sum(axis=1)[:, None] + np.square(others).sum(axis=1) - 2 * rows @ others.T
+    return np.asarray(np.square(rows).sum(axis=1)[:, None] + np.square(others).sum(axis=1) - 2 * rows @ others.T)
 
 
 def study(spec: ModelSpec, folder: Path) -> None:
@@ -191,8 +191,7 @@ def study(spec: ModelSpec, folder: Path) -> None:
         features, logits = (np.concatenate(each).astype(np.float64) for each in zip(*parts, strict=True))
         return Seen(features.reshape(len(features), -1, side).mean(axis=2), logits, labels)
 
-    assert spec.accuracy is not None  # the bundled models have it  # noqa: S101
-    dataset = data.load(spec.accuracy.data.removesuffix(TEST))
+    dataset = data.load(spec.accuracy.data.removesuffix(TEST) if spec.accuracy else "")
     preprocess = Preprocessor(spec.image)
     held_out = {}
     for part in ("validation", "test"):
@@ -205,7 +204,7 @@ def study(spec: ModelSpec, folder: Path) -> None:
     rows = []
     for name, fit in SCORES.items():
         score = fit(known)
-        limit = upper_quantile(score(held_out["validation"]), 1 - FALSE_ALARMS)
+        limit = float(np.quantile(score(held_out["validation"]), 1 - FALSE_ALARMS))
         rows.append([name, *(f"{100 * (score(each) > limit).mean():.1f}" for each in asked.values())])
     _table(f"{spec.name}: share abstained from, per cent", ["score", *asked], rows)
 

@@ -5,7 +5,7 @@ They are asked of strangers too: what share of these do they abstain from, besid
 could have been taken? Every score's threshold is fitted in the same way, by cross-validation among the taught images,
 for 5 % of images like these.
 
-Ten minutes on one core; it prints Markdown.
+Six minutes on one core; it prints Markdown.
 """
 
 from __future__ import annotations

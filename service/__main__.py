@@ -81,6 +81,8 @@ def _load(arguments: argparse.Namespace) -> Settings:
 def _serve(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
     logs.configure(settings.log_level, settings.log_format, access=settings.access_log)
+    # Before numpy is imported. Heads multiply small matrices, for which more threads only wait for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from service.app import serve  # after the settings: a wrong flag answers at once
 
     try:

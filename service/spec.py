@@ -211,7 +211,6 @@ class Contract(_Frozen):
             raise ValueError("labels must be at least two")
         return value
 
-
     @property
     def counted_as(self) -> str:
         """The name that metrics give it: what clients have named does not make time series."""

@@ -19,12 +19,11 @@ from typing import Any, TypeAlias
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as pb_grpc
-from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from service.backends import triton_wire as wire
 from service.backends.base import ModelStatus
 from service.backends.catalogue import Catalogue, LoadFailed, Model, VersionObserver
 from service.backends.triton_model import LOST, RETRY_AFTER, Connection, TritonModel
-from service.backends.triton_wire import DECODER, INFER
 from service.errors import BackendFailed, BackendUnavailable, FoveaError
 from service.metrics import Metrics
 from service.preprocess import Limits
@@ -38,8 +37,8 @@ REPLAY_SECONDS = 1.0  # that a look waits for the golden images of one model, be
 LOAD_SECONDS = 120.0  # for Triton to load or unload a model
 RETRY_LOOKS = 10  # between two tries of a version that failed: Triton's files may be mended without its spec changing
 NO_DECODER = (
-    f"Triton has no model {DECODER}, which is to decode images: start it with `deploy/triton/serve.py --decode`, or"
-    " this gateway with --decode-on gateway"
+    f"Triton has no model {wire.DECODER}, which is to decode images: start it by `deploy/triton/serve.py --decode`,"
+    " or this gateway with --decode-on gateway"
 )
 # Without these a channel waits up to two minutes before it tries a server again that was away.
 OPTIONS = (
@@ -99,7 +98,7 @@ class TritonBackend:
         self._channels = [grpc.aio.insecure_channel(self._url, OPTIONS) for _ in range(CHANNELS)]
         self._stub = pb_grpc.GRPCInferenceServiceStub(self._channels[0])
         read = pb.ModelInferResponse.FromString
-        calls = [channel.unary_unary(INFER, response_deserializer=read) for channel in self._channels]
+        calls = [channel.unary_unary(wire.INFER, response_deserializer=read) for channel in self._channels]
         self._connection = Connection(calls, self._suspect, self._limits, self._decodes)
         await self._look()
         self._tasks = [
@@ -222,8 +221,8 @@ class TritonBackend:
         self._looks += 1
         try:
             index = await self._stub.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=PROBE_SECONDS)
-            present, unloaded = _present(index), _unloaded(index)
-            decoder = present.pop(DECODER, None)
+            present, unloaded = wire.present(index), wire.unloaded(index)
+            decoder = present.pop(wire.DECODER, None)
             configs = {name: await self._config(name) for name, versions in present.items() if versions}
         except grpc.aio.AioRpcError as error:
             self._refuse(LOST, error.details())
@@ -253,7 +252,7 @@ class TritonBackend:
         raw = response.config.SerializeToString(deterministic=True)
         known = self._configs.get(name)
         if known is None or known[0] != raw:
-            known = self._configs[name] = (raw, parse_config(response.config), _instances(response.config))
+            known = self._configs[name] = (raw, parse_config(response.config), wire.instances(response.config))
         return known[1], known[2]
 
     async def _update(self, name: str, present: set[str], config: RepositoryModel, instances: int) -> None:
@@ -363,26 +362,3 @@ class QueueObserver(VersionObserver):
         super().queued(depth)
         self._queues.waiting += depth - self._waiting
         self._waiting = depth
-
-
-def _present(index: pb.RepositoryIndexResponse) -> dict[str, set[str]]:
-    """Every model that Triton knows, with the versions that it has ready."""
-    found: dict[str, set[str]] = {}
-    for row in index.models:
-        if row.name.startswith("."):  # something is being published
-            continue
-        versions = found.setdefault(row.name, set())
-        if row.state == "READY" and row.version.isdecimal():
-            versions.add(row.version)
-    return found
-
-
-def _unloaded(index: pb.RepositoryIndexResponse) -> set[str]:
-    """Models that are not loaded because nobody wants them to be."""
-    return {row.name for row in index.models if row.reason == "unloaded" or row.state == "UNLOADING" or not row.state}
-
-
-def _instances(config: ModelConfig) -> int:
-    """Batches that Triton runs at once."""
-    instances: int = sum(max(group.count, 1) * max(len(group.gpus), 1) for group in config.instance_group)
-    return max(instances, 1)

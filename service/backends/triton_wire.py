@@ -1,4 +1,4 @@
-"""Triton's inference messages: pixels are copied into a request once, and out of an answer never.
+"""Triton's messages. In those for inference, pixels are copied into a request once, and out of an answer never.
 
 protobuf would copy them three times on their way into a request. So only the head of a message is left to it, and the
 tensor is appended as the protocol has it: the field's tag, its length, its bytes.
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from service.backends.base import Outputs
 from service.errors import BackendFailed, FoveaError, InvalidImage, TooLarge, UnsupportedFormat
@@ -107,3 +108,26 @@ def refusals(response: pb.ModelInferResponse, files: int) -> list[FoveaError | N
     if len(found) != files:
         raise ValueError(f"the decode model spoke of {len(found)} files, not of {files}")
     return found
+
+
+def present(index: pb.RepositoryIndexResponse) -> dict[str, set[str]]:
+    """Every model that Triton knows, with the versions that it has ready."""
+    found: dict[str, set[str]] = {}
+    for row in index.models:
+        if row.name.startswith("."):  # something is being published
+            continue
+        versions = found.setdefault(row.name, set())
+        if row.state == "READY" and row.version.isdecimal():
+            versions.add(row.version)
+    return found
+
+
+def unloaded(index: pb.RepositoryIndexResponse) -> set[str]:
+    """Models that are not loaded because nobody wants them to be."""
+    return {row.name for row in index.models if row.reason == "unloaded" or row.state == "UNLOADING" or not row.state}
+
+
+def instances(config: ModelConfig) -> int:
+    """Batches that Triton runs at once."""
+    found: int = sum(max(group.count, 1) * max(len(group.gpus), 1) for group in config.instance_group)
+    return max(found, 1)

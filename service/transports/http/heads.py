@@ -17,8 +17,8 @@ from service.heads.archive import ArchiveLimits, is_archive, read_archive
 from service.heads.head import HeadSpec
 from service.heads.labels import label_of
 from service.heads.live import LiveHeads
-from service.store.store import HeadRow
 from service.heads.teaching import PAGE, Labelled, Taught, Teaching
+from service.store.store import HeadRow
 from service.transports.http import schema
 from service.transports.http.bodies import BodyLimits, header, images_in, read_body
 from service.transports.http.gate import KEY

@@ -10,6 +10,9 @@ own. The instance group says where it runs: `KIND_CPU`, or `KIND_GPU` with a dev
 from __future__ import annotations
 
 import json
+import os
+import threading
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +48,7 @@ class TritonPythonModel:
                 f"numpy {np.__version__} is on the path, and this Triton's Python backend silently garbles the tensors "
                 "of numpy 2: start Triton by deploy/triton/serve.py, which takes the numpy that was installed for it"
             )
+        _end_with_triton()
         onnxruntime.disable_telemetry_events()
         config = json.loads(args["model_config"])
         label = f"{args['model_name']} version {args['model_version']}"
@@ -114,6 +118,18 @@ class TritonPythonModel:
             binding.bind_output(name, self._device, self._device_id)
         self._session.run_with_iobinding(binding)
         return dict(zip(outputs, binding.copy_outputs_to_cpu(), strict=True))
+
+
+def _end_with_triton() -> None:
+    """End this process when Triton was killed: its stub may wait for ever for a lock that nobody gives back then."""
+    triton = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == triton:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-triton", daemon=True).start()
 
 
 def _options(parameters: Mapping[str, Mapping[str, str]]) -> onnxruntime.SessionOptions:
