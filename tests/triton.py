@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -114,8 +115,13 @@ class Triton:
 
     def kill(self) -> None:
         """End it at once, as the system does when memory runs out."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        stubs = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
         self.process.kill()
         self._ended()
+        for pid in stubs:  # some of them wait for a lock that died with Triton
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def stop(self) -> None:
         """Freeze it: it keeps its connections, and nothing answers."""

@@ -10,10 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from service.spec import read_config
 from tests.clients import Record, hammering
+from tests.faults import drifted, install, publish_poisonable, stage
 from tests.models import png, publish_tiny
 from tests.server import Server, is_right, picture
 from tests.triton import Triton, needs_triton
@@ -61,7 +63,7 @@ def well(records: list[Record]) -> bool:
     return all(record.answers[-1][0] == 200 for record in records)
 
 
-def json_of(*numbers: int) -> dict[str, object]:
+def json_of(*numbers: int) -> dict[str, list[dict[str, str]]]:
     """The body of a request for several pictures."""
     return {"images": [{"b64": base64.b64encode(png(picture(number))).decode()} for number in numbers]}
 
@@ -196,6 +198,34 @@ def test_models_are_loaded_and_unloaded_through_the_gateway(triton: Triton, gate
     for call in ("load", "unload"):
         answer = gateway.client.post(f"/v1/models/tiny/{call}")
         assert (answer.status_code, answer.json()["code"]) == (503, "backend_unavailable")
+
+
+def test_a_new_version_that_drifts_is_refused_and_the_one_before_serves_on(
+    triton: Triton, gateway: Server, models: Path, tmp_path: Path
+) -> None:
+    staged = stage(models, tmp_path / "beside", "other")
+    drifted(staged)
+    assert gateway.client.post("/v1/models/other/load").json()["version"] == "1"
+    install(staged, models, "2")
+    assert gateway.client.post("/v1/models/other/load").json()["version"] == "1"
+    versions = gateway.models()["other"]["versions"]
+    assert {version: each["state"] for version, each in versions.items()} == {"1": "ready", "2": "failed"}
+    assert "golden image" in versions["2"]["problem"]
+    assert is_right(gateway.classify(picture(1), "other").json()["predictions"][0], picture(1))
+    assert gateway.classify(picture(1), "other", version="2").json()["code"] == "backend_unavailable"
+
+
+def test_of_a_batch_only_the_guilty_image_fails(triton: Triton, gateway: Server, models: Path) -> None:
+    publish_poisonable(models, "glass")
+    assert gateway.client.post("/v1/models/glass/load").json()["state"] == "ready"
+    white = base64.b64encode(png(np.full((8, 8, 3), 255, np.uint8))).decode()
+    body = {"images": [json_of(1)["images"][0], {"b64": white}, json_of(2)["images"][0]]}
+    first, guilty, last = gateway.client.post("/v1/models/glass/classify", json=body).json()["predictions"]
+    assert is_right(first, picture(1))
+    assert is_right(last, picture(2))
+    assert guilty["error"]["code"] == "backend_failed"
+    assert "Gather" not in str(guilty)  # what ONNX Runtime said about it
+    assert gateway.wait_log(lambda line: "Gather" in line["message"])
 
 
 def test_a_route_over_triton(triton: Triton, gateway: Server, models: Path) -> None:
