@@ -114,6 +114,7 @@ def test_a_run_counts_only_when_it_is_whole(trained: Path, tmp_path: Path) -> No
 # Export
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_bytes(trained: Path, repository: Path, tmp_path: Path) -> None:
     done = command(*TRAIN, tmp_path / "run", "--json")
     assert json.loads(done.stdout)["test_images"] == 91

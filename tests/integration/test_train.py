@@ -50,6 +50,7 @@ def states(folder: Path, name: str = run.CHECKPOINT) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_a_killed_training_comes_to_the_same(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main([*TRAIN, "--out", str(whole)]) == 0
@@ -104,6 +105,7 @@ def test_one_process_writes_to_a_run_at_a_time(tmp_path: Path, capsys: pytest.Ca
     assert "another training writes to" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_come_to_what_one_comes_to(tmp_path: Path) -> None:
     command = ["train", "--arch", "lenet5", "--data", "few-digits", "--epochs", "3", "--device", "cpu", "--out"]
     assert main([*command, str(tmp_path / "one")]) == 0
