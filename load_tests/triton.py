@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -130,7 +131,7 @@ async def tensors(model: str, seconds: float, in_flight: int, *, shared: bool = 
         image = triton.InferInput("image", shape, "UINT8")
         region = None
         if shared:
-            name = f"load-test-{number}"
+            name = f"load-test-{os.getpid()}-{number}"
             region = shared_memory.create_shared_memory_region(name, f"/{name}", pixels.nbytes)
             await client.register_system_shared_memory(name, f"/{name}", pixels.nbytes)
             image.set_shared_memory(name, pixels.nbytes)

@@ -206,7 +206,7 @@ def test_a_new_version_that_drifts_is_refused_and_the_one_before_serves_on(
     staged = stage(models, tmp_path / "beside", "other")
     drifted(staged)
     assert gateway.client.post("/v1/models/other/load").json()["version"] == "1"
-    install(staged, models, "2")
+    install(staged, models / "other", "2")
     assert gateway.client.post("/v1/models/other/load").json()["version"] == "1"
     versions = gateway.models()["other"]["versions"]
     assert {version: each["state"] for version, each in versions.items()} == {"1": "ready", "2": "failed"}
