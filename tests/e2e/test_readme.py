@@ -35,12 +35,15 @@ def run(text: str, port: int = 0) -> str:
 
 
 @pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    """What `make serve` starts, on a free port."""
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """What `make serve` starts, on a free port and with a database of its own."""
+    database = {"FOVEA_DATABASE_URL": f"sqlite:///{tmp_path_factory.mktemp('readme')}/fovea.db"}
     with socket.create_server(("127.0.0.1", 0)) as probe:
         free = probe.getsockname()[1]
     make = f"{command('make serve')} PORT={free} ARGS='--grpc-port 0'"
-    process = subprocess.Popen(make, shell=True, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        make, shell=True, cwd=ROOT, env=os.environ | database, start_new_session=True, stderr=subprocess.DEVNULL
+    )
     for _ in range(600):
         time.sleep(0.1)
         try:
