@@ -252,7 +252,7 @@ def test_a_stream_is_answered_in_order_errors_in_their_places(server: Server, rp
     messages[5:5] = asked(b"hello")
     messages[11:11] = asked(GOOD, model="nobody")
     messages[17:17] = asked(GOOD, top_k=0)
-    messages[23:23] = asked(GOOD, model="slow", timeout_ms=5)
+    messages[23:23] = asked(GOOD, model="slow", timeout_ms=10)
     found = rpc.stream(messages)
     predictions = [each["prediction"] for each in found]
     wrong = {index: each["error"]["code"] for index, each in enumerate(predictions) if "error" in each}

@@ -167,7 +167,7 @@ def test_the_errors_are_those_of_classify(server: Server) -> None:
         (EXPLAIN, SEVEN[:-9], "", 422),
         (EXPLAIN, b"no image", "", 415),
         (EXPLAIN, encoded(Image.new("L", (1001, 1000)), "PNG"), "", 413),
-        ("/v1/models/slow/explain", SEVEN, "?timeout_ms=20", 429),
+        ("/v1/models/slow/explain", SEVEN, "?timeout_ms=10", 429),
     ):
         for headers in (RAW, PNG):
             answer = server.client.post(path + query, content=content, headers=headers)
