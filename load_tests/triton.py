@@ -4,9 +4,10 @@
     .venv/bin/python -m load_tests.triton --model resnet18 --repository models --image photo.jpg
 
 All have as many images in flight, against one Triton that stays up; rounds alternate. The tensor client (tritonclient,
-gRPC, asyncio) sends tensors of the network's input size and asks for the logits, once with the tensor in the message
-and once in shared memory; the gateway (under wrk) gets encoded images, decodes them or has Triton decode them,
-calibrates and answers in JSON. Needs wrk, and the model published in the repository.
+gRPC, asyncio) sends tensors of the network's input size and asks for the logits: with the tensor in the message, in
+shared memory, or made for each request from the encoded image, with Pillow on two threads, as one writes it without a
+gateway. The gateway (under wrk) gets encoded images, decodes them or has Triton decode them, calibrates and answers in
+JSON; and it gets the tensor client's tensors. Needs wrk, and the model published in the repository.
 
 Beside the rate stands the processor time for each image, of Triton with its backends and of what is in front of it, and
 how many images Triton ran at once. On a machine that is busy with other things, processor time tells more than rates.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import io
 import json
 import os
 import statistics
@@ -27,16 +29,20 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tritonclient.grpc.aio as triton
+from numpy.typing import NDArray
+from PIL import Image
 from tritonclient.utils import shared_memory
 
 from load_tests.bench import LUA, ROOT, load, processor_seconds
 
-HTTP, GRPC, METRICS, GATEWAY, DECODING = 8310, 8311, 8312, 8313, 8314
+HTTP, GRPC, METRICS, GATEWAY, DECODING, TENSORS = 8310, 8311, 8312, 8313, 8314, 8315
 
 
 @dataclass(frozen=True)
@@ -116,9 +122,23 @@ def process(command: list[str], ready: str, log: Path) -> Iterator[int]:
             server.terminate()
 
 
-async def tensors(model: str, seconds: float, in_flight: int, *, shared: bool = False) -> float:
-    """Images per second that a tensor client gets, its tensors in messages or in shared memory."""
-    client = triton.InferenceServerClient(f"127.0.0.1:{GRPC}")
+def decoded(encoded: bytes, side: int) -> NDArray[np.uint8]:
+    """A tensor `[1, side, side, 3]` as torchvision's presets make it, but for the normalisation."""
+    image = Image.open(io.BytesIO(encoded)).convert("RGB")
+    shorter = round(side * 256 / 224)
+    scale = shorter / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return np.asarray(image.crop((left, top, left + side, top + side)))[None]
+
+
+async def tensors(
+    model: str, seconds: float, in_flight: int, *, port: int = GRPC, shared: bool = False, encoded: bytes | None = None
+) -> float:
+    """Images per second that a tensor client gets: its tensors in messages, in shared memory, or made from an image."""
+    client = triton.InferenceServerClient(f"127.0.0.1:{port}")
+    threads = ThreadPoolExecutor(2)
+    loop = asyncio.get_running_loop()
     metadata = await client.get_model_metadata(model)
     shape = [1, *(int(side) for side in metadata.inputs[0].shape[1:])]
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -136,7 +156,9 @@ async def tensors(model: str, seconds: float, in_flight: int, *, shared: bool = 
             await client.register_system_shared_memory(name, f"/{name}", pixels.nbytes)
             image.set_shared_memory(name, pixels.nbytes)
         while time.monotonic() < ends:
-            if region is None:
+            if encoded is not None:
+                image.set_data_from_numpy(await loop.run_in_executor(threads, decoded, encoded, shape[1]))
+            elif region is None:
                 image.set_data_from_numpy(pixels)
             else:
                 shared_memory.set_shared_memory_region(region, [pixels])
@@ -149,6 +171,7 @@ async def tensors(model: str, seconds: float, in_flight: int, *, shared: bool = 
 
     await asyncio.gather(*map(ask, range(in_flight)))
     await client.close()
+    threads.shutdown()
     return answered / seconds
 
 
@@ -158,13 +181,13 @@ def contestants(options: argparse.Namespace, folder: Path) -> Iterator[tuple[int
     python = sys.executable
     serve = [python, str(ROOT / "deploy/triton/serve.py"), "--repository", str(options.repository.resolve())]
     serve += ["--http-port", str(HTTP), "--grpc-port", str(GRPC), "--metrics-port", str(METRICS), "--decode"]
-    gateway = [python, "-m", "service", "serve", "--grpc-port", "off", "--backend", "triton"]
+    gateway = [python, "-m", "service", "serve", "--backend", "triton"]
     gateway += ["--triton-url", f"127.0.0.1:{GRPC}", "--no-access-log"]
     script = folder / "post.lua"
     script.write_text(LUA.format(path=options.image.resolve(), type="application/octet-stream"))
 
-    def client(shared: bool) -> Callable[[int], float]:
-        return lambda seconds: asyncio.run(tensors(options.model, seconds, options.in_flight, shared=shared))
+    def client(**how: Any) -> Callable[[int], float]:
+        return lambda seconds: asyncio.run(tensors(options.model, seconds, options.in_flight, **how))
 
     def through(port: int) -> Callable[[int], float]:
         url = f"http://127.0.0.1:{port}/v1/models/{options.model}/classify"
@@ -173,13 +196,17 @@ def contestants(options: argparse.Namespace, folder: Path) -> Iterator[tuple[int
     with contextlib.ExitStack() as stack:
         log = folder / "triton.log"
         server = stack.enter_context(process(serve, f"http://127.0.0.1:{HTTP}/v2/models/{options.model}/ready", log))
-        found = [Contestant("tensor client", client(False), None)]
-        found.append(Contestant("tensor client, shared memory", client(True), None))
+        found = [Contestant("tensor client", client(), None)]
+        found.append(Contestant("tensor client, shared memory", client(shared=True), None))
+        found.append(Contestant("tensor client that decodes", client(encoded=options.image.read_bytes()), None))
         for name, port, where in (("gateway", GATEWAY, "gateway"), ("gateway, Triton decodes", DECODING, "triton")):
             command = [*gateway, "--port", str(port), "--decode-on", where]
+            command += ["--grpc-port", str(TENSORS) if where == "gateway" else "off"]
             ready = f"http://127.0.0.1:{port}/readyz"
             front = stack.enter_context(process(command, ready, folder / f"{port}.log"))
             found.append(Contestant(name, through(port), front))
+            if where == "gateway":
+                found.append(Contestant("gateway, tensors", client(port=TENSORS), front))
         yield server, found
 
 
