@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -121,7 +121,13 @@ class InferenceBackend(Protocol):
 
 
 class ManagedBackend(InferenceBackend, Protocol):
-    """A backend with what an operator asks of it."""
+    """A backend with what an operator asks of it.
+
+    Attributes:
+        remembers: It knows by itself, for every gateway, what has been unloaded.
+    """
+
+    remembers: bool
 
     def pin(self, name: str, version: str | None) -> None:
         """Have a version answer the requests that name none; None: the newest, whichever that is.
@@ -133,6 +139,10 @@ class ManagedBackend(InferenceBackend, Protocol):
 
     def pinned(self, name: str) -> str | None:
         """The version that was pinned."""
+        ...
+
+    def hold(self, names: Set[str]) -> None:
+        """Have just these models out of memory, soon, and not loaded until they are held no more."""
         ...
 
     async def load(self, name: str) -> None:

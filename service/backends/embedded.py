@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,6 +38,8 @@ class EmbeddedBackend:
         poll_seconds: Between two looks at the repository.
     """
 
+    remembers = False
+
     def __init__(
         self, repository: Path, metrics: Metrics, *, embedding: Embedding, limits: Limits, poll_seconds: float = 1.0
     ) -> None:
@@ -50,6 +52,7 @@ class EmbeddedBackend:
         self._problem: str | None = "the models are being loaded"
         self._blind = False  # the last look failed
         self._configs: Configs = {}  # the loader thread's
+        self._held: set[str] = set()  # out of memory until an operator wants them back
         self._looking = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
         # Loading has a thread of its own, so that it never waits behind decoding, nor decoding behind it.
@@ -77,14 +80,18 @@ class EmbeddedBackend:
     def pinned(self, name: str) -> str | None:
         return self._catalogue.pinned(name)
 
+    def hold(self, names: Set[str]) -> None:
+        self._held = set(names)
+
     async def load(self, name: str) -> None:
+        self._held.discard(name)
         async with self._looking:
             if model := self._catalogue.models.get(name):
                 for version in model.versions.values():
                     if version.problem:
                         version.signature = None  # whatever it was may have passed
             try:
-                await self._update_all(wanted=name)
+                await self._update_all()
             except OSError as error:
                 log.exception("the model repository cannot be read")
                 raise BackendUnavailable("the model repository cannot be read; the log says why") from error
@@ -94,6 +101,7 @@ class EmbeddedBackend:
         async with self._looking:  # a look under way would load what is dropped
             if name not in self._catalogue.models:
                 self._catalogue.get(name)
+            self._held.add(name)
             self._catalogue.unload(name)
 
     async def close(self) -> None:
@@ -123,15 +131,17 @@ class EmbeddedBackend:
         async with self._looking:
             await self._update_all()
 
-    async def _update_all(self, wanted: str | None = None) -> None:
-        """Bring the catalogue up to the repository; of what is unloaded, only the model that is wanted."""
+    async def _update_all(self) -> None:
+        """Bring the catalogue up to the repository, but for what is held."""
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._loader, _scan, self._repository, self._configs)
         for name in self._catalogue.models.keys() - found.keys():
             self._catalogue.drop_model(name)
         for name, scanned in found.items():
-            known = self._catalogue.models.get(name)
-            if known is not None and known.unloaded and name != wanted:
+            if name in self._held:
+                known = self._catalogue.models.get(name)
+                if known is None or not known.unloaded:
+                    self._catalogue.unload(name)
                 continue
             if isinstance(scanned, str):
                 self._catalogue.refuse_config(name, scanned)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Set
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -64,6 +64,8 @@ class TritonBackend:
         decodes: Triton decodes, by its decode model; without that nothing is ready.
         poll_seconds: Between two looks at Triton.
     """
+
+    remembers = True
 
     def __init__(
         self,
@@ -127,6 +129,9 @@ class TritonBackend:
 
     def pinned(self, name: str) -> str | None:
         return self._catalogue.pinned(name)
+
+    def hold(self, names: Set[str]) -> None:
+        """Nothing: what is unloaded, Triton knows."""
 
     async def load(self, name: str) -> None:
         request = pb.RepositoryModelLoadRequest(model_name=name)

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Control:
-    """The operator's use case. Routes and pins are kept in the store, so all gateways on it have the same.
+    """The operator's use case. What is decided is kept in the store, so all gateways and workers on it have the same.
 
     A change is saved before it takes effect; one that cannot be saved is not made.
 
@@ -81,8 +81,8 @@ class Control:
         """
         if version is not None:
             self._backend.get(model, version)
-        elif model not in {status.name for status in self._backend.models()}:
-            raise UnknownModel(f"there is no model {model!r}; GET /v1/models lists them")
+        else:
+            self._check_known(model)
 
         def pinned(now: State) -> State:
             pins = {name: pinned for name, pinned in now.pins.items() if name != model}
@@ -106,12 +106,21 @@ class Control:
         return "; ".join(found) or None
 
     async def load(self, model: str) -> None:
-        """Load a model anew; see `ManagedBackend.load`."""
+        """Load a model anew; see `ManagedBackend.load`. Others on the store load it within seconds."""
+        if model in self._state.unloaded:
+            await self._change(lambda now: now.model_copy(update={"unloaded": now.unloaded - {model}}))
         await self._backend.load(model)
 
     async def unload(self, model: str) -> None:
-        """Take a model out of memory; see `ManagedBackend.unload`."""
+        """Take a model out of memory; see `ManagedBackend.unload`. Others on the store do so within seconds."""
+        self._check_known(model)
+        if not self._backend.remembers:
+            await self._change(lambda now: now.model_copy(update={"unloaded": now.unloaded | {model}}))
         await self._backend.unload(model)
+
+    def _check_known(self, model: str) -> None:
+        if model not in {status.name for status in self._backend.models()}:
+            raise UnknownModel(f"there is no model {model!r}; GET /v1/models lists them")
 
     async def _change(self, change: Callable[[State], State]) -> None:
         store = self._shared.store
@@ -128,6 +137,7 @@ class Control:
 
     def _apply(self, new: State) -> None:
         self._table.replace(new.routes)
+        self._backend.hold(new.unloaded)
         for model in self._state.pins.keys() - new.pins.keys():
             self._backend.pin(model, None)
         for model, version in new.pins.items():

@@ -1,4 +1,4 @@
-"""What an operator has decided: routes and pinned versions, as one small document of the store."""
+"""What an operator has decided: routes, pinned versions and unloaded models, as one small document of the store."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class State(BaseModel):
     Attributes:
         routes: By name.
         pins: Version by model.
+        unloaded: Models that are out of memory until they are loaded again.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,6 +28,7 @@ class State(BaseModel):
     format: Literal[1] = 1
     routes: dict[str, Route] = {}
     pins: dict[str, str] = {}
+    unloaded: frozenset[str] = frozenset()
 
 
 def read(document: dict[str, Any] | None) -> State:

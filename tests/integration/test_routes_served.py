@@ -209,6 +209,10 @@ def test_a_model_stays_unloaded_until_it_is_loaded(models: Path, launch: Launch)
     assert server.classify(picture(1), "other").status_code == 200
     assert server.ready()
     assert server.metrics()("model_ready", model="tiny") == 0
+    assert server.stop() == 0
+    server.start()
+    assert server.classify(picture(1)).json()["code"] == "backend_unavailable"
+    assert server.models()["tiny"]["state"] == "unloaded"
     loaded = server.client.post("/v1/models/tiny/load")
     assert (loaded.status_code, loaded.json()["version"]) == (200, "3")
     assert server.classify(picture(1)).status_code == 200

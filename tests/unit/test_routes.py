@@ -6,7 +6,7 @@ import asyncio
 import functools
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Set
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,10 +67,13 @@ class Model:
 class Backend:
     """Three versions of `m`: the last disagrees with the others."""
 
+    remembers = False
+
     def __init__(self) -> None:
         self.versions = {str(number): Model("m", str(number), int(number == 3)) for number in (1, 2, 3)}
         self.pins: dict[str, str] = {}
         self.crowded = False
+        self.held: Set[str] = set()
 
     def get(self, name: str, version: str | None = None) -> Model:
         if name != "m" or (version or "3") not in self.versions:
@@ -82,6 +85,15 @@ class Backend:
 
     def busy(self, answering: int) -> bool:
         return self.crowded or answering > 0
+
+    def hold(self, names: Set[str]) -> None:
+        self.held = names
+
+    async def unload(self, name: str) -> None:
+        """What is held tells."""
+
+    async def load(self, name: str) -> None:
+        """Likewise."""
 
     def pin(self, name: str, version: str | None) -> None:
         self.pins = {name: version} if version else {}
@@ -324,6 +336,12 @@ async def test_gateways_on_one_database_agree(tmp_path: Path) -> None:
             await made.shared.refresh()
             assert [live.name for live in made.control.routes()] == ["r", "s"]
             assert made.backend.pins == {"m": "1"}
+        await one.control.unload("m")
+        await other.shared.refresh()
+        assert other.backend.held == {"m"}
+        await other.control.load("m")
+        await one.shared.refresh()
+        assert one.backend.held == set()
 
 
 @pytest.mark.parametrize("document", [{"format": 2}, {"routes": {"r": {"primary": 1}}}, {"pins": []}])
