@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 REPOSITORY ?= model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help serve setup test check bench format digits letters triton triton-setup gpu-check lock clean
+.PHONY: help serve setup test check bench format digits letters triton triton-setup gpu-check up down secrets compose-test lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -61,6 +61,18 @@ $(GPU)/.ready: pyproject.toml constraints.txt deploy/gpu/requirements.txt
 	@$(GPU_PIP) uninstall --yes onnxruntime
 	@$(GPU_PIP) install --no-deps --force-reinstall --requirement deploy/gpu/requirements.txt
 	@touch $@
+
+up: ## bring the whole stack up in containers: gateway, Triton, PostgreSQL, Prometheus, Grafana (Docker or podman)
+	@$(PYTHON) deploy/compose/stack.py up $(ARGS)
+
+down: ## take the stack down (ARGS=--volumes forgets what it kept, too)
+	@$(PYTHON) deploy/compose/stack.py down $(ARGS)
+
+secrets: ## make the .env that docker-compose.yml wants, unless there is one
+	@$(PYTHON) deploy/compose/stack.py secrets
+
+compose-test: $(VENV)/.dev ## build the images, bring the stack up, try it and take it down (minutes; not part of make test)
+	$(BIN)/python -m pytest tests/compose/whole_stack.py $(ARGS)
 
 lock: $(VENV)/.dev ## write the installed versions to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^fovea' | sed 's/+cpu$$//' >constraints.txt

@@ -12,10 +12,11 @@ from typing import Any
 
 import orjson
 
-from service import __version__, database_commands, logs
+from service import __version__, bulk_command, database_commands, logs
 from service.errors import FoveaError
 from service.settings import InvalidSettings, Settings, load
 from service.tables import show_table
+from service.workers.member import Member
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,25 +42,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--triton-url", metavar="HOST:PORT", help="Triton's gRPC address (default: 127.0.0.1:8001)")
     serve.add_argument("--decode-on", choices=("gateway", "triton"), help="where images are decoded (default: gateway)")
+    serve.add_argument("--workers", type=int, metavar="N", help="processes that serve (default: 1)")
+    serve.add_argument("--member", type=Member.parse, help=argparse.SUPPRESS)  # a worker's; the supervisor says it
     serve.add_argument("--default-model", metavar="NAME", help="model of requests that name none")
     serve.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="lowest level logged")
     serve.add_argument("--log-format", choices=("auto", "json", "text"), help="auto: text on a terminal, else JSON")
     serve.add_argument("--no-access-log", dest="access_log", action="store_false", default=None)
     serve.add_argument(
+        "--traces",
+        choices=("off", "otlp"),
+        help="otlp: send traces to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names (default: off)",
+    )
+    serve.add_argument(
         "--insecure", action="store_true", default=None, help="serve anybody who can reach the address, without keys"
+    )
+    serve.add_argument(
+        "--first-key", action="store_true", default=None, help="make a key if there never was one, and show it"
     )
     serve.set_defaults(run=_serve)
 
     classify = commands.add_parser(
         "classify",
         parents=[repository],
-        help="classify files or folders, without a server",
+        help="classify files or folders, without a server; a few, or millions",
         description="Classifies files, and the images in folders, and exits with 1 if any of them failed.",
     )
-    classify.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a file or a folder")
+    classify.add_argument("images", nargs="+", metavar="IMAGE", help="a file or a folder")
     classify.add_argument("--model", dest="default_model", metavar="NAME", help="needed if there are several")
     classify.add_argument("--top-k", type=int, default=3, metavar="K", help="classes shown per image (default: 3)")
     classify.add_argument("--json", action="store_true", help="a JSON object per line instead of a table")
+    bulk_command.add(classify)
     classify.set_defaults(run=_classify)
 
     models = commands.add_parser("models", parents=[repository], help="load and verify every model, and list them")
@@ -83,13 +95,25 @@ def _serve(arguments: argparse.Namespace) -> int:
     logs.configure(settings.log_level, settings.log_format, access=settings.access_log)
     # Before numpy is imported. Heads multiply small matrices, for which more threads only wait for each other.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from service.app import serve  # after the settings: a wrong flag answers at once
+    if settings.first_key and not settings.insecure and arguments.member is None:
+        database_commands.make_first_key(settings)
+    if arguments.member is None:
+        from service.exposure import check_exposure
+
+        check_exposure(settings)
+        if settings.workers > 1:
+            from service.workers.supervisor import Supervisor
+
+            return asyncio.run(Supervisor(settings, arguments.line).run())
+    from service.app import (
+        serve,  # not before: a wrong flag answers at once, and gRPC reads its verbosity when imported
+    )
 
     try:
         import uvloop as loop
     except ImportError:  # not on Windows
         loop = asyncio  # type: ignore[misc]
-    status: int = loop.run(serve(settings))
+    status: int = loop.run(serve(settings, arguments.member))
     return status
 
 
@@ -98,6 +122,9 @@ def _classify(arguments: argparse.Namespace) -> int:
         raise InvalidSettings("--top-k must be at least 1")
     settings = _load(arguments)
     logs.configure("error", settings.log_format, access=False)
+    if arguments.out is not None:
+        return bulk_command.run(arguments, settings)
+    bulk_command.check_unused(arguments)
     return asyncio.run(_classify_files(arguments, settings))
 
 
@@ -108,7 +135,7 @@ async def _classify_files(arguments: argparse.Namespace, settings: Settings) -> 
     from service.app import local
     from service.local import classify_files, image_files
 
-    files = image_files(arguments.images)
+    files = image_files(map(Path, arguments.images))
     failed = 0
     rows: list[tuple[str, ...]] = []
     columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -202,7 +229,8 @@ def _settings(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors of use are one line and exit status 2."""
-    arguments = _parser().parse_args(argv)
+    line = sys.argv[1:] if argv is None else argv
+    arguments = _parser().parse_args(line, argparse.Namespace(line=line))
     try:
         status: int = arguments.run(arguments)
     except (InvalidSettings, FoveaError, OSError) as error:

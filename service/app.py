@@ -18,6 +18,7 @@ from service.backends.embedded import EmbeddedBackend
 from service.backends.onnx_runtime import Embedding
 from service.backends.triton import TritonBackend
 from service.classifier import Classifier
+from service.exposure import opened
 from service.heads.directory import Directory
 from service.heads.fitter import Fitter
 from service.heads.live import LiveHeads
@@ -30,12 +31,14 @@ from service.routes.shadow import Shadows
 from service.routes.table import RouteTable
 from service.settings import InvalidSettings, Settings
 from service.store.shared import SharedStore
-from service.store.store import Store, StoreMisfit, StoreUnavailable
+from service.tracing.trace import Tracer
 from service.transports.grpc.calls import Limits as CallLimits
 from service.transports.grpc.server import GrpcServer
 from service.transports.http import app as http
 from service.transports.http.bodies import BodyLimits
 from service.transports.http.server import HttpServer
+from service.workers.member import Member
+from service.workers.peers import Peers, pids
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +53,12 @@ class Gateway:
         draining: It has been told to stop.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        registry = CollectorRegistry()
-        for collector in (ProcessCollector, PlatformCollector, GCCollector):
-            collector(registry=registry)
-        metrics = Metrics(registry)
+    def __init__(self, settings: Settings, member: Member | None) -> None:
+        metrics = _shared_metrics(member) if member else _metrics()
         backend = _backend(settings, metrics)
-        self._shared = SharedStore(_store(settings))
+        self._shared = SharedStore(opened(settings))
         self._rates = _rates(settings)
+        self._tracer = _tracer(settings)
         # The first to follow the store: a key that was revoked is not to wait for heads that are read.
         ring = Ring(self._shared, self._rates, Policy(settings.is_loopback(), settings.insecure, settings.admin))
         heads = LiveHeads(self._shared, backend)
@@ -78,8 +79,17 @@ class Gateway:
         limits = Limits(settings.max_heads, settings.max_examples, settings.max_labels)
         teaching = Teaching(self._shared, heads, self.classifier, self._models, self._fitter, limits)
         self.draining = False
+        self._peers = Peers(member.path(), self.classifier.statistics.dump) if member else None
+        protocol = OpenInference(
+            self.classifier,
+            self._control,
+            problems=self.problems,
+            max_images=settings.max_images,
+            others=self._peers.ask if self._peers else None,
+        )
         self.http = http.build(
             self.classifier,
+            protocol,
             self._control,
             teaching,
             heads,
@@ -88,11 +98,12 @@ class Gateway:
             default_timeout=settings.default_timeout_ms / 1000,
             max_timeout=settings.max_timeout_ms / 1000,
             ring=ring,
+            tracer=self._tracer,
             problems=self.problems,
         )
         self.grpc = GrpcServer(
             self.classifier,
-            OpenInference(self.classifier, self._control, problems=self.problems, max_images=settings.max_images),
+            protocol,
             ring,
             metrics,
             CallLimits(
@@ -101,12 +112,17 @@ class Gateway:
                 default_timeout=settings.default_timeout_ms / 1000,
                 max_timeout=settings.max_timeout_ms / 1000,
             ),
+            tracer=self._tracer,
             max_images=settings.max_images,
             problems=self.problems,
         )
 
     async def start(self) -> None:
         """Load the models; until it returns, `problems` says that they are being loaded."""
+        if self._tracer is not None:
+            self._tracer.start()
+        if self._peers is not None:
+            await self._peers.start()
         await self._shared.start()
         await self._models.start()
 
@@ -126,6 +142,10 @@ class Gateway:
         await self._shared.close()
         await self._rates.close()
         self.classifier.close()
+        if self._peers is not None:
+            await self._peers.close()
+        if self._tracer is not None:
+            await self._tracer.close()
 
 
 @asynccontextmanager
@@ -134,7 +154,7 @@ async def local(settings: Settings) -> AsyncIterator[Classifier]:
     metrics = Metrics(CollectorRegistry())
     models: InferenceBackend = _backend(settings, metrics)
     shared: SharedStore | None = None
-    if (store := _store(settings)).exists():
+    if (store := opened(settings)).exists():
         shared = SharedStore(store)
         models = Directory(models, LiveHeads(shared, models))
         await shared.start()
@@ -155,11 +175,17 @@ async def local(settings: Settings) -> AsyncIterator[Classifier]:
         classifier.close()
 
 
-def _store(settings: Settings) -> Store:
-    try:
-        return Store(settings.database_url)
-    except StoreMisfit as error:
-        raise InvalidSettings(f"FOVEA_DATABASE_URL: {error}") from None
+def _metrics() -> Metrics:
+    """The metrics of a process by itself, with those of the process."""
+    registry = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    return Metrics(registry)
+
+
+def _shared_metrics(member: Member) -> Metrics:
+    """The metrics of all workers together, whichever is asked."""
+    return Metrics(CollectorRegistry(), folder=member.path(), processes=lambda: pids(member.path()))
 
 
 def _rates(settings: Settings) -> Rates:
@@ -169,28 +195,21 @@ def _rates(settings: Settings) -> Rates:
         raise InvalidSettings(f"FOVEA_RATE_LIMIT_URL: {error}") from None
 
 
-def check_exposure(settings: Settings) -> None:
-    """See that a server which others can reach has a key to keep them out; if the database is away, that waits.
-
-    Raises:
-        InvalidSettings: It has none.
-    """
-    if settings.is_loopback() or settings.insecure:
-        return
-    store = _store(settings)
+def _tracer(settings: Settings) -> Tracer | None:
+    if settings.traces == "off":
+        return None
     try:
-        if store.exists():
-            store.open()
-            if any(key.revoked is None for key in store.keys.all()):
-                return
-    except (StoreMisfit, StoreUnavailable):
-        return  # nothing is answered until the keys have been read
-    finally:
-        store.close()
-    raise InvalidSettings(
-        f"others can reach {settings.host or 'all addresses'}, and there is no key to keep them out:"
-        " make one with `python -m service keys create --name NAME`, or serve anybody with --insecure"
-    )
+        from service.tracing.otlp import OtlpTracer, TracingUnavailable  # which takes a third of a second
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("opentelemetry"):
+            raise
+        raise InvalidSettings(
+            "FOVEA_TRACES: sending traces takes OpenTelemetry: pip install 'fovea[tracing]'"
+        ) from None
+    try:
+        return OtlpTracer()
+    except TracingUnavailable as error:
+        raise InvalidSettings(f"FOVEA_TRACES: {error}") from None
 
 
 def _backend(settings: Settings, metrics: Metrics) -> EmbeddedBackend | TritonBackend:
@@ -213,8 +232,8 @@ def _backend(settings: Settings, metrics: Metrics) -> EmbeddedBackend | TritonBa
     )
 
 
-async def serve(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT.
+async def serve(settings: Settings, member: Member | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; a worker, also until its supervisor is gone.
 
     SIGTERM: `/readyz` and gRPC's health say not ready at once; after `drain_delay` the server takes no new connections
     and finishes what it has accepted, for at most `drain_timeout`. SIGINT does the same without the delay; a second
@@ -223,17 +242,21 @@ async def serve(settings: Settings) -> int:
     Returns:
         The process's exit status.
     """
-    check_exposure(settings)
     # What the imports made stays. Full collections that looked at it each time stopped everything for tens of
     # milliseconds, several times while a large JSON was read.
     gc.collect()
     gc.freeze()
-    gateway = Gateway(settings)
+    gateway = Gateway(settings, member)
     http_server = HttpServer(gateway.http, drain_timeout=settings.drain_timeout, tls=settings.tls())
     servers = (http_server, gateway.grpc)
-    log.info("listening on %s", http_server.listen(settings.host, settings.port))
-    if settings.grpc_port is not None:
-        log.info("listening on %s", await gateway.grpc.listen(settings.host, settings.grpc_port, settings.tls()))
+    if member is not None:
+        http_server.adopt(member.http)
+        if member.grpc_port is not None:
+            await gateway.grpc.listen(settings.host, member.grpc_port, settings.tls(), shared=True)
+    else:
+        log.info("listening on %s", http_server.listen(settings.host, settings.port))
+        if settings.grpc_port is not None:
+            log.info("listening on %s", await gateway.grpc.listen(settings.host, settings.grpc_port, settings.tls()))
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -254,8 +277,15 @@ async def serve(settings: Settings) -> int:
             log.error("the models cannot be loaded", exc_info=error)
             stop()
 
+    def orphaned(alive: int) -> None:
+        loop.remove_reader(alive)
+        log.error("the supervisor is gone")
+        drain(0.0)
+
     loop.add_signal_handler(signal.SIGTERM, drain, settings.drain_delay)
     loop.add_signal_handler(signal.SIGINT, drain, 0.0)
+    if member is not None:
+        loop.add_reader(member.alive, orphaned, member.alive)
     loading = asyncio.create_task(gateway.start())
     loading.add_done_callback(loaded)
     await asyncio.gather(http_server.serve(), gateway.grpc.serve(settings.drain_timeout))

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from service.backends.base import Outputs, Row
 from service.errors import BackendFailed, BackendUnavailable, DeadlineExceeded, FoveaError, Overloaded
+from service.tracing.trace import Waiting, asking, current
 
 Run = Callable[[NDArray[np.uint8], frozenset[str]], Outputs]
 RunRemote = Callable[[Sequence[NDArray[np.uint8]], frozenset[str], float], Awaitable[Sequence[Outputs | FoveaError]]]
@@ -100,6 +101,7 @@ class _Entry:
     promised: float
     future: asyncio.Future[Row]
     enqueued: float
+    traced: Waiting | None
 
 
 @dataclass(slots=True, eq=False)
@@ -302,7 +304,8 @@ class _Batching(ABC):
             self._note_late(now - promised)
             future.set_exception(DeadlineExceeded("the deadline passed while the image was decoded"))
             return future
-        self._waiting.append(_Entry(sample, outputs, deadline, promised, future, now))
+        traced = None if (trace := current.get()) is None else Waiting(trace, future, now)
+        self._waiting.append(_Entry(sample, outputs, deadline, promised, future, now, traced))
         self._observer.queued(len(self._waiting))
         self._dispatch_soon()
         if self._sweeper is None:
@@ -341,6 +344,8 @@ class _Batching(ABC):
                 self._note_late(now - entry.promised)
                 entry.future.set_exception(DeadlineExceeded("the deadline passed in the queue"))
                 continue
+            if entry.traced is not None:
+                entry.traced.begun = now
             entries.append(entry)
         self._observer.queued(len(self._waiting))
         if not entries:
@@ -519,7 +524,8 @@ class RemoteBatcher(_Batching):
     async def _execute(self, batch: _Batch, started: float) -> list[Row | FoveaError]:
         entries = batch.entries
         try:
-            answers = await self._run([entry.sample for entry in entries], _wanted(entries), batch.deadline)
+            with asking([entry.traced for entry in entries]):
+                answers = await self._run([entry.sample for entry in entries], _wanted(entries), batch.deadline)
             return _rows(answers, entries, started, time.monotonic() - started)
         except (BackendUnavailable, DeadlineExceeded) as error:  # whatever the images are
             batch.failed = True

@@ -35,6 +35,7 @@ from service.routes.shadow import Seen, Shadows
 from service.routes.table import Choice, RouteTable
 from service.spec import Contract
 from service.statistics import Statistics
+from service.tracing.trace import current, span
 
 # Up to this size decoding takes less time than handing it to another thread and back.
 INLINE_PIXELS = 64 * 64
@@ -311,6 +312,8 @@ class Classifier:
         deadline: float,
         one: Callable[[Ticket, Input], Awaitable[T]],
     ) -> Answer[T]:
+        if (trace := current.get()) is not None:
+            trace.note({"fovea.model": served.spec.name, "fovea.version": served.spec.version})
         self._check_number(len(images))
         with self.statistics.request(served.spec, isinstance(images[0], bytes)) as tally:
             try:
@@ -387,10 +390,12 @@ class Classifier:
         try:
             if not isinstance(image, bytes):
                 sample = image
-            elif isinstance(served.preprocess, Undecoded) or _is_quick(image):
-                sample = served.preprocess(image)
             else:
-                sample = await self._aside("the image was decoded", deadline, served.preprocess, image)
+                with span("decode", {"fovea.image.bytes": len(image)}):
+                    if isinstance(served.preprocess, Undecoded) or _is_quick(image):
+                        sample = served.preprocess(image)
+                    else:
+                        sample = await self._aside("the image was decoded", deadline, served.preprocess, image)
             decode_seconds = time.monotonic() - started
             row = await ticket.infer(sample, outputs)
         except FoveaError as error:

@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 
-from service.access.keys import SCOPES, new_key
-from service.settings import InvalidSettings, load
+from service.access.keys import SCOPES, Key, new_key
+from service.settings import InvalidSettings, Settings, load
 from service.tables import show_table
 
 _FIELDS = ("id", "name", "scopes", "rate", "created", "revoked")
@@ -49,6 +49,12 @@ def add(commands: Any) -> None:
         help="infer (default): ask models and read; admin: that, and change the server",
     )
     create.add_argument("--rate", metavar="RATE", help="how often it may ask, like 100/second (default: no limit)")
+    create.add_argument(
+        "--secret-stdin",
+        action="store_true",
+        help="read the secret from standard input instead of making one: fovea_, twelve hexadecimal digits, _, and 43"
+        " characters of base64url; if that key is there already, nothing is done",
+    )
     create.set_defaults(run=_create_key)
     listing = actions.add_parser("list", help="list all keys, without their secrets")
     listing.add_argument("--json", action="store_true", help="JSON instead of a table")
@@ -58,12 +64,27 @@ def add(commands: Any) -> None:
     revoke.set_defaults(run=_revoke_key)
 
 
+def make_first_key(settings: Settings) -> None:
+    """Make a key of scope admin and show it, if there never was a key in the database.
+
+    Raises:
+        InvalidSettings: The database cannot be used.
+    """
+    with _store(settings) as store:
+        store.open()
+        if store.keys.all():
+            return
+        key, secret = new_key("first", ["admin"])
+        store.keys.add(key)
+    print(f"key {key.id}, the first one, of scope admin, shown this once: {secret}", file=sys.stderr, flush=True)
+
+
 @contextmanager
-def _store() -> Iterator[Any]:
+def _store(settings: Settings | None = None) -> Iterator[Any]:
     """The database, whose problems are one line."""
     from service.store.store import Store, StoreMisfit, StoreUnavailable
 
-    url = load(model_repository=Path()).database_url  # whoever sees to the database need not have the models
+    url = (settings or load(model_repository=Path())).database_url  # who sees to the database need not have the models
     try:
         store = Store(url)
         try:
@@ -87,14 +108,32 @@ def _create_key(arguments: argparse.Namespace) -> int:
     try:
         if arguments.rate is not None:
             parse_rate(arguments.rate)
-        key, secret = new_key(arguments.name, arguments.scopes, arguments.rate)
+        given = sys.stdin.readline().strip() if arguments.secret_stdin else None
+        key, secret = new_key(arguments.name, arguments.scopes, arguments.rate, given)
     except ValueError as error:
         raise InvalidSettings(str(error)) from None
     with _store() as store:
         store.open()
-        store.keys.add(key)
+        known = next((one for one in store.keys.all() if one.id == key.id), None)
+        if known is None:
+            store.keys.add(key)
+    if known is not None:
+        return _known_key(known, secret)
+    if given is not None:
+        print(f"key {key.id} for {key.name}, as given", file=sys.stderr)
+        return 0
     print(f"key {key.id} for {key.name}, shown this once:", file=sys.stderr, flush=True)
     print(secret)
+    return 0
+
+
+def _known_key(key: Key, secret: str) -> int:
+    """Say that a key is there already, if it is this one and opens."""
+    if not key.opens(secret):
+        raise InvalidSettings(f"there is another key {key.id!r}; give a secret with another id")
+    if key.revoked is not None:
+        raise InvalidSettings(f"the key {key.id} of {key.name} was revoked at {key.revoked}; give another secret")
+    print(f"key {key.id} for {key.name} is there already", file=sys.stderr)
     return 0
 
 

@@ -113,7 +113,7 @@ def decode(data: bytes, header: Header, *, background: Colour, shrink: int, max_
 def _one_size(data: bytes, kind: Format, max_pixels: int) -> tuple[Image.Image, bytes]:
     """Decode a format that knows only its full size; the image in any mode, and its EXIF block."""
     if kind == "PNG":
-        return png(data)
+        return png(data, max_pixels)
     if kind == "GIF":
         return gif(data, max_pixels), b""
     if kind == "TIFF":

@@ -9,6 +9,7 @@ FoveaError
  ├── UnsupportedFormat     not an image format (or pixel type) that is decoded here
  ├── InvalidImage          an image of a known format that is truncated or broken
  ├── Overloaded            the deadline cannot be met, or a queue is full
+ │    └── RateExceeded     a key has asked as often as it may
  ├── DeadlineExceeded      the deadline passed while the request waited
  ├── BackendUnavailable    the backend is not there (yet)
  └── BackendFailed         the backend was there and failed
@@ -66,6 +67,10 @@ class InvalidImage(FoveaError):
 
 class Overloaded(FoveaError):
     code = "overloaded"
+
+
+class RateExceeded(Overloaded):
+    """Told like any other; counted apart: not the server is busy."""
 
 
 class DeadlineExceeded(FoveaError):

@@ -16,6 +16,7 @@ from service.errors import InvalidImage, UnsupportedFormat
 
 Format = Literal["JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF"]
 MAX_SEGMENTS = 1000  # of a JPEG before its first scan, or entries of a TIFF directory; real files have dozens
+MAX_VALUES = 4 * 65_536  # of a TIFF tag that are numbers, each of which becomes an object
 
 _JPEG_PROGRESSIVE = 0xC2
 _JPEG_FRAMES = (0xC0, 0xC1, _JPEG_PROGRESSIVE)
@@ -27,6 +28,7 @@ _JPEG_WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD8))
 
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION = 256, 257, 274
 _TIFF_NUMBERS = {3: ("H", 2), 4: ("I", 4)}  # by kind: how struct calls it, bytes
+_TIFF_BYTES = (1, 2, 7)  # kinds that are taken as they are: bytes, text, anything
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class JpegHeader(Header):
 class Tag(NamedTuple):
     """An entry of a TIFF directory."""
 
+    kind: int
     values: int  # how many
     first: int  # the first of them where it is a uint16 or uint32 within the data, else 0
 
@@ -176,13 +179,16 @@ def directory(data: bytes) -> dict[int, Tag]:
     """The entries of a TIFF's first directory.
 
     Raises:
-        InvalidImage: More entries than any real file has, or two for one tag: readers differ on which one counts.
+        InvalidImage: More entries than any real file has, or numbers in one; or two for one tag: readers differ on
+            which one counts.
         struct.error: Truncated.
     """
     tags: dict[int, Tag] = {}
     for tag, entry in _entries(data):
         if tag in tags:
             raise InvalidImage(f"the TIFF says tag {tag} twice; the file is broken")
+        if entry.values > MAX_VALUES and entry.kind not in _TIFF_BYTES:
+            raise InvalidImage(f"the TIFF has more numbers under tag {tag} than any real file; it is broken")
         tags[tag] = entry
     return tags
 
@@ -201,7 +207,7 @@ def _entries(data: bytes) -> Iterator[tuple[int, Tag]]:
             where = place + 8 if values * size <= 4 else pointer
             if where + size <= len(data):
                 (first,) = struct.unpack_from(order + form, data, where)
-        yield tag, Tag(values, first)
+        yield tag, Tag(kind, values, first)
 
 
 def exif_orientation(block: bytes) -> int:

@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     """Take calls that teach, or change routes, pins and what is loaded. Where there are keys such a call needs one of
     scope admin, and false takes none at all. Where there are none, unless given, they are taken only if host is a
     loopback address; behind a proxy on the same machine everybody comes from there: make keys, or say false."""
+    first_key: bool = False
+    """Make a key of scope admin and show it in the log, if the database holds no key and never held one: for trying it
+    out in a container. Whoever reads the log has the key."""
     insecure: bool = False
     """Serve without keys although host is not a loopback address, or although all keys were revoked."""
     rate_limit_url: str | None = None
@@ -87,8 +90,10 @@ class Settings(BaseSettings):
     max_labels: int = Field(default=1000, ge=2)
     """Classes of one taught head."""
 
+    workers: int = Field(default=1, ge=1, le=256)
+    """Processes that serve; one that dies is replaced."""
     threads: int = Field(default_factory=_cores, ge=1)
-    """Threads of one inference, and of decoding."""
+    """Threads of one inference, and of decoding; of several workers, each gets its share of the cores unless given."""
     poll_seconds: float = Field(default=1.0, gt=0)
     """Time between two looks at the model repository."""
     drain_delay: float = Field(default=1.0, ge=0)
@@ -102,6 +107,9 @@ class Settings(BaseSettings):
     """auto: text on a terminal, else JSON."""
     access_log: bool = True
     """Log every request."""
+    traces: Literal["off", "otlp"] = "off"
+    """Send traces, over OTLP/HTTP; where to, under which name and of how many requests is said by OpenTelemetry's own
+    variables: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER."""
 
     @field_validator("grpc_port", mode="before")
     @classmethod

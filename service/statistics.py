@@ -11,8 +11,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from service.backends.base import Row, Ticket
@@ -66,6 +68,18 @@ class Counts:
         """When the last one was, in milliseconds since 1970; 0 if there was none."""
         return int((time.time() - time.monotonic() + self.answered) * 1000) if self.inferences else 0
 
+    def add(self, other: dict[str, Any]) -> None:
+        """Count what another worker has counted, as `Statistics.dump` writes it."""
+        for name, duration in self.durations().items():
+            duration.count += other[name]["count"]
+            duration.ns += other[name]["ns"]
+        for size, shares in other["batches"].items():
+            mine = self.batches.setdefault(int(size), Duration())
+            mine.count += shares["count"]
+            mine.ns += shares["ns"]
+        self.inferences += other["inferences"]
+        self.answered = max(self.answered, other["answered"])
+
     def durations(self) -> dict[str, Duration]:
         """Of requests, by what took place."""
         names = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
@@ -85,6 +99,18 @@ class Statistics:
     def of(self, name: str, version: str, encoded: bool) -> Counts:
         """What a version has done with encoded images, or else with tensors."""
         return self._counts.get((name, version, encoded)) or Counts()
+
+    def dump(self) -> bytes:
+        """All of them, for `with_others`."""
+        return orjson.dumps([(key, counts) for key, counts in self._counts.items()], option=orjson.OPT_NON_STR_KEYS)
+
+    def with_others(self, dumped: Sequence[bytes]) -> Statistics:
+        """These, and what other workers have counted."""
+        whole = Statistics()
+        for dump in (self.dump(), *dumped):
+            for (name, version, encoded), counts in orjson.loads(dump):
+                whole._counts.setdefault((name, version, encoded), Counts()).add(counts)
+        return whole
 
     def request(self, spec: Contract, encoded: bool) -> Tally:
         """Count one request, which lasts as long as the context that this is."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 import time
 from collections.abc import Iterable
@@ -24,6 +25,7 @@ _ID_BYTES = 6
 _SECRET_BYTES = 32
 _ID = slice(len(_PREFIX), len(_PREFIX) + 2 * _ID_BYTES)
 _LENGTH = len(_PREFIX) + 2 * _ID_BYTES + 1 + 43
+_SECRET = re.compile(rf"{_PREFIX}[0-9a-f]{{{2 * _ID_BYTES}}}_[A-Za-z0-9_-]{{43}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +55,30 @@ class Key:
         return hmac.compare_digest(self.digest, _digest(secret))
 
 
-def new_key(name: str, scopes: Iterable[Scope], rate: str | None = None) -> tuple[Key, str]:
+def new_key(name: str, scopes: Iterable[Scope], rate: str | None = None, secret: str | None = None) -> tuple[Key, str]:
     """Make a key, and its secret, which is not kept anywhere.
 
+    Args:
+        name: Whose it is.
+        scopes: What it may do.
+        rate: How often it may ask.
+        secret: One that was made elsewhere in the same way; unless given, a new one.
+
     Raises:
-        ValueError: The name cannot be one, or there is no scope.
+        ValueError: The name cannot be one, there is no scope, or the secret is none.
     """
     if not 0 < len(name) <= MAX_NAME or not name.isprintable() or name != name.strip():
         raise ValueError(f"a key's name has 1 to {MAX_NAME} printable characters, with no space around them")
     granted = frozenset[str](scopes)
     if not granted or not granted <= set(SCOPES):
         raise ValueError(f"a key has one or more of the scopes {', '.join(SCOPES)}")
-    identity = secrets.token_hex(_ID_BYTES)
-    secret = f"{_PREFIX}{identity}_{secrets.token_urlsafe(_SECRET_BYTES)}"
+    if secret is None:
+        secret = f"{_PREFIX}{secrets.token_hex(_ID_BYTES)}_{secrets.token_urlsafe(_SECRET_BYTES)}"
+    elif not _SECRET.fullmatch(secret):
+        raise ValueError(
+            f"a secret is {_PREFIX}, {2 * _ID_BYTES} hexadecimal digits, an underscore and 43 characters of base64url"
+        )
+    identity = secret[_ID]
     return Key(identity, name, granted, rate, now(), None, _digest(secret)), secret
 
 

@@ -1,4 +1,4 @@
-"""How often each key may ask, counted by the library `limits`: in this process, or in a Redis that gateways share.
+"""How often each key may ask: counted in this process, or by the library `limits` in a Redis that gateways share.
 
 A rate like 100/second holds for every window of that length: never more than 100 within any second. While Redis is
 away each gateway counts for itself, so a key may ask at most as often as there are gateways times its rate.
@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
-from functools import cached_property
 from importlib.util import find_spec
 
 from limits import RateLimitItem, aio, parse_many
 from limits.errors import ConfigurationError, StorageError
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
 
-from service.errors import Overloaded
+from service.errors import RateExceeded
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +51,36 @@ def parse_rate(text: str) -> RateLimitItem:
     return rates[0]
 
 
+class _Window:
+    """When a key asked of late, as often as it may.
+
+    Args:
+        rate: The key's.
+    """
+
+    __slots__ = ("_asked", "_rate", "_seconds")
+
+    def __init__(self, rate: RateLimitItem) -> None:
+        self._rate = rate
+        self._seconds = rate.get_expiry()
+        self._asked: deque[float] = deque(maxlen=rate.amount)
+
+    def take(self, now: float) -> None:
+        """Count a request.
+
+        Raises:
+            RateExceeded: It is one too many.
+        """
+        asked = self._asked
+        if len(asked) == self._rate.amount and (left := asked[0] + self._seconds - now) >= 0:
+            raise _too_often(self._rate, left)
+        asked.append(now)  # the oldest goes
+
+    def over(self, now: float) -> bool:
+        """Whether what is counted here does not count any more."""
+        return not self._asked or self._asked[-1] + self._seconds < now
+
+
 class Rates:
     """Counts what each key asks.
 
@@ -68,6 +96,7 @@ class Rates:
         self._shared: Shared | None = None
         if self._storage is not None:
             self._shared = aio.strategies.MovingWindowRateLimiter(self._storage)
+        self._windows: dict[str, _Window] = {}  # by key
         self._away = False
         self._ask_again = 0.0  # on the clock of `time.monotonic`, while Redis is away
 
@@ -78,7 +107,7 @@ class Rates:
             What to call and wait for, where Redis has to be asked; it may raise the same.
 
         Raises:
-            Overloaded: The key has asked as often as it may.
+            RateExceeded: The key has asked as often as it may.
         """
         shared = self._shared
         if shared is None:
@@ -90,13 +119,14 @@ class Rates:
         if self._storage is not None:
             await self._storage.bridge.storage.aclose()  # type: ignore[attr-defined] # limits leaves it open
 
-    @cached_property
-    def _here(self) -> MovingWindowRateLimiter:
-        return MovingWindowRateLimiter(MemoryStorage())  # which starts a timer: not before it is needed
-
     def _take_here(self, key: str, rate: RateLimitItem) -> None:
-        if not self._here.hit(rate, key):
-            raise _too_often(rate, self._here.get_window_stats(rate, key).reset_time)
+        now = time.monotonic()
+        window = self._windows.get(key)
+        if window is None:
+            # Keys come and go: with a new one those are forgotten that have not asked for long.
+            self._windows = {each: kept for each, kept in self._windows.items() if not kept.over(now)}
+            window = self._windows[key] = _Window(rate)
+        window.take(now)
 
     async def _take_there(self, shared: Shared, key: str, rate: RateLimitItem) -> None:
         if self._away:
@@ -106,14 +136,14 @@ class Rates:
             self._ask_again = time.monotonic() + PAUSE_SECONDS  # others do not ask as well meanwhile
         try:
             taken = await shared.hit(rate, key)
-            resets = 0.0 if taken else (await shared.get_window_stats(rate, key)).reset_time
+            left = 0.0 if taken else (await shared.get_window_stats(rate, key)).reset_time - time.time()
         except StorageError as error:
             self._note(error)
             self._take_here(key, rate)
             return
         self._note(None)
         if not taken:
-            raise _too_often(rate, resets)
+            raise _too_often(rate, left)
 
     def _note(self, error: StorageError | None) -> None:
         if error is not None:
@@ -126,11 +156,9 @@ class Rates:
         self._away = error is not None
 
 
-def _too_often(rate: RateLimitItem, resets: float) -> Overloaded:
+def _too_often(rate: RateLimitItem, left: float) -> RateExceeded:
     window = f"{rate.multiples} {rate.GRANULARITY.name}s" if rate.multiples > 1 else rate.GRANULARITY.name
-    return Overloaded(
-        f"this key may ask {rate.amount} times per {window}, and has", retry_after=max(resets - time.time(), 0.001)
-    )
+    return RateExceeded(f"this key may ask {rate.amount} times per {window}, and has", retry_after=max(left, 0.001))
 
 
 def _redis(url: str) -> aio.storage.RedisStorage:

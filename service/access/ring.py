@@ -61,7 +61,7 @@ class Caller:
         """Count a request; see `Rates.take`.
 
         Raises:
-            Overloaded: The key has asked as often as it may.
+            RateExceeded: The key has asked as often as it may.
             Unauthorized: It was revoked since the call began.
         """
         if not self._valid:

@@ -72,7 +72,7 @@ class OnnxModel:
         self._session = session
         self._max_batch = max_batch
         self._batcher = Batcher(
-            f"{spec.name}:{spec.version}", self._run, max_batch=max_batch, max_queue=max_queue, observer=observer
+            f"{spec.name}:{spec.version}", self.run, max_batch=max_batch, max_queue=max_queue, observer=observer
         )
 
     def verify(self) -> None:
@@ -106,7 +106,20 @@ class OnnxModel:
     async def close(self) -> None:
         await self._batcher.close()
 
-    def _run(self, batch: NDArray[np.uint8], outputs: frozenset[str]) -> Outputs:
+    @property
+    def max_batch(self) -> int:
+        return self._max_batch
+
+    def run(self, batch: NDArray[np.uint8], outputs: frozenset[str]) -> Outputs:
+        """One batch, past the batcher: blocking, on any thread.
+
+        Args:
+            batch: uint8 `[N, H, W, C]` of at most `max_batch` images.
+            outputs: Names of those that are wanted.
+
+        Raises:
+            Exception: Whatever ONNX Runtime raised; it is in the log.
+        """
         names = list(outputs)
         try:
             return dict(zip(names, self._session.run(names, {"image": batch}), strict=True))
@@ -117,7 +130,7 @@ class OnnxModel:
     def _replay(self, batch: NDArray[np.uint8]) -> Outputs:
         """All outputs for the golden images, in the shapes that the spec promises."""
         try:
-            outputs = self._run(batch, frozenset(self.spec.output_shapes))
+            outputs = self.run(batch, frozenset(self.spec.output_shapes))
         except Exception as error:
             raise LoadFailed("graph", "model.onnx: it fails on the golden images; the log says more") from error
         if problem := misshapen(self.spec, outputs, len(batch)):
@@ -127,11 +140,11 @@ class OnnxModel:
     def _seconds(self, batch: NDArray[np.uint8]) -> float:
         """Best of at most five runs after one that allocates; for slow ones fewer."""
         wanted = frozenset({"logits"})
-        self._run(batch, wanted)
+        self.run(batch, wanted)
         times: list[float] = []
         while len(times) < 5 and sum(times) < START_SECONDS / 4:
             started = time.monotonic()
-            self._run(batch, wanted)
+            self.run(batch, wanted)
             times.append(time.monotonic() - started)
         return min(times)
 

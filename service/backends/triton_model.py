@@ -23,6 +23,7 @@ from service.errors import BackendFailed, BackendUnavailable, DeadlineExceeded, 
 from service.golden import Drifted, golden_difference, golden_samples, misshapen
 from service.preprocess import Limits, Preprocessor, Undecoded
 from service.spec import ModelSpec
+from service.tracing.trace import outgoing
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class TritonModel:
     async def _call(self, message: bytes, deadline: float) -> pb.ModelInferResponse:
         timeout = None if deadline == math.inf else max(deadline - time.monotonic(), 0.0)
         try:
-            return await next(self._calls)(message, timeout=timeout)
+            return await next(self._calls)(message, timeout=timeout, metadata=outgoing.get())
         except grpc.aio.AioRpcError as error:
             raise self._failure(error) from None
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from service.backends.base import Row, ServedModel, Ticket
+from service.backends.base import Outputs, Row, ServedModel, Ticket
 from service.errors import InvalidRequest
 from service.heads.head import HeadSpec, Parameters
 from service.preprocess import Preprocessor
 from service.spec import ModelSpec
+from service.tracing.trace import span
 
 _FEATURES = frozenset({"features"})
 _MAPPED = frozenset({"features", "activations"})
@@ -61,6 +62,11 @@ class _Ticket:
     async def infer(self, sample: NDArray[np.uint8], outputs: frozenset[str]) -> Row:
         places = self.head.places() if "cam" in outputs else None
         row = await self.ticket.infer(sample, _MAPPED if places else _FEATURES)
+        spec = self.head.spec
+        with span("head", {"fovea.head": spec.name, "fovea.version": spec.version}):
+            return replace(row, outputs=self._outputs(row, outputs, places))
+
+    def _outputs(self, row: Row, outputs: frozenset[str], places: tuple[int, int] | None) -> Outputs:
         features = np.asarray(row.outputs["features"], np.float32)
         found: dict[str, NDArray[np.generic]] = {"features": features}
         if "logits" in outputs:
@@ -70,7 +76,7 @@ class _Ticket:
             if places:
                 maps = parameters.maps(row.outputs["activations"], places)
                 found["cam"] = maps[np.argsort(-logits, kind="stable")]
-        return replace(row, outputs=found)
+        return found
 
     def close(self) -> None:
         self.ticket.close()

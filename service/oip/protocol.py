@@ -6,7 +6,7 @@ takes files only. A route is used like a model, both ways.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -109,15 +109,23 @@ class OpenInference:
         control: Loads and unloads, and knows the routes.
         problems: Why the server is not ready.
         max_images: In one request.
+        others: Asks the server's other workers for their statistics; None if there are none.
     """
 
     def __init__(
-        self, classifier: Classifier, control: Control, *, problems: Callable[[], Sequence[str]], max_images: int
+        self,
+        classifier: Classifier,
+        control: Control,
+        *,
+        problems: Callable[[], Sequence[str]],
+        max_images: int,
+        others: Callable[[], Awaitable[list[bytes]]] | None = None,
     ) -> None:
         self._classifier = classifier
         self._control = control
         self._problems = problems
         self._max_images = max_images
+        self._others = others
 
     # Inference.
 
@@ -198,8 +206,8 @@ class OpenInference:
             found += [IndexEntry(route.name + suffix, "", state, problems) for suffix in ("", ENCODED)]
         return [entry for entry in found if entry.state == "READY" or not ready_only]
 
-    def statistics(self, model: str = "", version: str = "") -> list[ModelStatistics]:
-        """What the versions that serve have done: of all models, of one, or one version of it.
+    async def statistics(self, model: str = "", version: str = "") -> list[ModelStatistics]:
+        """What the versions that serve have done, in all workers: of all models, of one, or one version of it.
 
         A request to a route counts for the version that answered it; a route is shown with all that its targets did.
 
@@ -218,8 +226,11 @@ class OpenInference:
                 for suffix in _suffixes(status)
                 if status.state == "ready" and status.spec and model in ("", status.name + suffix)
             ]
+        known = self._classifier.statistics
+        if self._others is not None:
+            known = known.with_others(await self._others())
         found = [
-            ModelStatistics(shown_as, spec.version, self._classifier.statistics.of(spec.name, spec.version, encoded))
+            ModelStatistics(shown_as, spec.version, known.of(spec.name, spec.version, encoded))
             for shown_as, spec, encoded in shown
             if version in ("", spec.version)
         ]

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,7 +97,8 @@ class Shadows:
         if len(images) > free:
             route.count_dropped(len(images) - free)
         if self._waiting and self._worker is None:
-            self._worker = asyncio.create_task(self._work(), name="shadow")
+            # In a context of its own: it is no part of the request that happens to begin it.
+            self._worker = asyncio.create_task(self._work(), name="shadow", context=Context())
 
     async def close(self) -> None:
         if self._worker:

@@ -9,8 +9,9 @@ import secrets
 import time
 
 from service.access.ring import Caller
-from service.errors import FoveaError
+from service.errors import Forbidden, FoveaError, RateExceeded, Unauthorized
 from service.metrics import Metrics
+from service.tracing.trace import Trace, Tracer
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("fovea.access")
@@ -18,6 +19,9 @@ access_log = logging.getLogger("fovea.access")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 _OWN = ("backend_failed", "backend_unavailable", "deadline_exceeded", "internal")  # faults of the server's
+
+# Why a call is refused that the server could have answered, as the metric names it.
+_REFUSALS: dict[type[FoveaError], str] = {Unauthorized: "unauthorized", Forbidden: "forbidden", RateExceeded: "rate"}
 
 # Request ids made here: random for the process, then counted; randomness for each would be a system call.
 _PROCESS = secrets.token_hex(4)
@@ -38,9 +42,11 @@ class Exchange:
         images: How many it held.
         code: "ok", an error code, or "client_gone".
         caller: Whose key came with it; None where none is needed.
+        refused: Why it was, if it was for its key or for want of one.
+        trace: What is told of it, if it is traced.
     """
 
-    __slots__ = ("arrived", "caller", "code", "images", "inference", "model", "request_id")
+    __slots__ = ("arrived", "caller", "code", "images", "inference", "model", "refused", "request_id", "trace")
 
     def __init__(self, given: str | None = None) -> None:
         if given is not None and _REQUEST_ID.fullmatch(given):
@@ -53,6 +59,13 @@ class Exchange:
         self.images = 0
         self.code = "ok"
         self.caller: Caller | None = None
+        self.refused: str | None = None
+        self.trace: Trace | None = None
+
+    def note(self, error: FoveaError) -> None:
+        """Note what the client is told."""
+        self.code = error.code
+        self.refused = _REFUSALS.get(type(error))
 
     def fail(self, error: Exception) -> FoveaError:
         """Note what went wrong, and log what is the server's own fault; gives what the client is told."""
@@ -62,7 +75,7 @@ class Exchange:
             told = FoveaError(unexpected(self))
         elif told.__cause__ and told.code in _OWN:
             log.error("%s", told.message, exc_info=told.__cause__)
-        self.code = told.code
+        self.note(told)
         return told
 
 
@@ -72,18 +85,27 @@ class Accounts:
     Args:
         transport: Its name, a label of the metrics.
         metrics: Where they are counted.
+        tracer: Makes their traces, if they are to have any.
     """
 
-    def __init__(self, transport: str, metrics: Metrics) -> None:
+    def __init__(self, transport: str, metrics: Metrics, tracer: Tracer | None) -> None:
         self._transport = transport
         self._metrics = metrics
+        self.tracer = tracer
         self.inflight = metrics.inflight.labels(transport)
+        self._refused = {reason: metrics.refused.labels(transport, reason) for reason in _REFUSALS.values()}
 
     def count(self, exchange: Exchange) -> float:
-        """Count what has been answered, if it asked a model; gives the seconds it took."""
+        """Count what has been answered, by model if it asked one, and end its trace; gives the seconds it took."""
         seconds = time.monotonic() - exchange.arrived
+        if exchange.refused is not None:
+            self._refused[exchange.refused].inc()
+        if exchange.trace is not None:
+            _end(exchange, exchange.trace)
         if exchange.inference:
-            self._metrics.request(self._transport, exchange.model, exchange.code).inc()
+            # Clients are told `overloaded` either way; but here they do too much, and not the server too little.
+            code = "rate" if exchange.refused == "rate" else exchange.code
+            self._metrics.request(self._transport, exchange.model, code).inc()
             self._metrics.seconds(self._transport, exchange.model).observe(seconds)
         return seconds
 
@@ -99,7 +121,16 @@ def record(exchange: Exchange, seconds: float, line: str, *values: object) -> No
         extra = {"ms": round(seconds * 1000, 2), "code": exchange.code, "images": exchange.images}
         if exchange.caller is not None:
             extra["key"] = exchange.caller.id
+        if exchange.trace is not None:
+            extra["trace_id"] = exchange.trace.id
         access_log.info(line, *values, extra=extra)
+
+
+def _end(exchange: Exchange, trace: Trace) -> None:
+    trace.note({"fovea.request_id": exchange.request_id, "fovea.code": exchange.code, "fovea.images": exchange.images})
+    if exchange.caller is not None:
+        trace.note({"fovea.key": exchange.caller.id})
+    trace.end(None if exchange.code == "ok" else exchange.code, failed=exchange.code in _OWN)
 
 
 def unexpected(exchange: Exchange) -> str:

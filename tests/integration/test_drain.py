@@ -45,8 +45,9 @@ async def assert_all_right(tasks: list[asyncio.Task[Reply]]) -> None:
         assert is_right(reply.json["predictions"][0], picture(number))
 
 
-async def test_sigterm_under_load(repository: Path, launch: Launch) -> None:
-    server = launch(repository, drain_delay=1.5)
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_sigterm_under_load(repository: Path, launch: Launch, workers: int) -> None:
+    server = launch(repository, drain_delay=1.5, workers=workers)
     tasks = await under_way(server)
     started = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
@@ -64,7 +65,8 @@ async def test_sigterm_under_load(repository: Path, launch: Launch) -> None:
     assert 1.5 <= time.monotonic() - started < 8
     with pytest.raises(httpx.TransportError):
         server.client.get("/healthz")
-    assert [line["message"] for line in server.log() if line["logger"] == "service.app"][-2:] == ["draining", "stopped"]
+    said = [line["message"] for line in server.log() if line["logger"] == "service.app"]
+    assert said[-2 * workers :] == ["draining"] * workers + ["stopped"] * workers
     assert [line for line in server.log() if line["level"] in ("warning", "error")] == []
 
 

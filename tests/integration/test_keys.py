@@ -19,7 +19,7 @@ import tritonclient.http as triton_http
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from service.app import check_exposure
+from service.exposure import check_exposure
 from service.settings import InvalidSettings, load
 from service.transports.grpc.proto.fovea.v1 import classifier_pb2 as pb
 from tests.databases import PostgreSQL

@@ -54,6 +54,17 @@ def test_what_looks_like_no_secret(secret: str) -> None:
     assert id_in(secret) is None
 
 
+def test_a_secret_that_was_made_elsewhere_is_taken_as_it_is() -> None:
+    secret = new_key("elsewhere", ("infer",))[1]
+    key, same = new_key("ci", ("infer",), secret=secret)
+    assert same == secret
+    assert key.opens(secret)
+    assert id_in(secret) == key.id
+    for wrong in ("", secret[:-1], secret + "a", secret + "\n", secret.upper(), secret.replace("_", "-")):
+        with pytest.raises(ValueError, match="a secret is fovea_"):
+            new_key("ci", ("infer",), secret=wrong)
+
+
 @pytest.mark.parametrize(
     ("header", "secret"),
     [("Bearer a", "a"), ("bearer  a ", "a"), ("Bearer", ""), ("Basic a", None), ("a", None), ("", None)],

@@ -305,7 +305,7 @@ async def test_routes_are_bounded_and_leave_no_labels_behind() -> None:
         await made.control.delete_route("r")
         made.backend.crowded = False
         await asyncio.sleep(0.03)  # what was waiting is compared, and counted nowhere
-        assert 'route="r"' not in Metrics.exposition(cast(Any, SimpleNamespace(_registry=made.registry))).decode()
+        assert 'route="r"' not in Metrics.exposition(cast(Any, SimpleNamespace(_shown=made.registry))).decode()
         with pytest.raises(UnknownModel):
             await made.ask()
 

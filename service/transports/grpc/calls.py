@@ -19,7 +19,9 @@ from service.access.rates import Pending
 from service.errors import BackendUnavailable, DeadlineExceeded, FoveaError, TooLarge
 from service.logs import request_id_context
 from service.metrics import Metrics
+from service.tracing.trace import Tracer
 from service.transports.exchange import Accounts, Exchange
+from service.transports.grpc import traced
 from service.transports.grpc.statuses import STATUSES, trailers
 
 RETRY_AFTER = 1.0  # seconds, where nothing says how long it will take
@@ -69,14 +71,15 @@ class InFlight:
     Args:
         limits: What calls may take.
         metrics: Where they are counted.
+        tracer: Makes their traces, if they are to have any.
 
     Attributes:
         closing: The server stops: streams are read no more.
     """
 
-    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, limits: Limits, metrics: Metrics, tracer: Tracer | None) -> None:
         self.limits = limits
-        self.accounts = Accounts("grpc", metrics)
+        self.accounts = Accounts("grpc", metrics, tracer)
         self.calls: set[Call] = set()
         self.closing = False
 
@@ -101,9 +104,12 @@ class Call(Exchange):
         others: In flight with it.
         method: That was called.
         given: The request id that the client chose.
+
+    Attributes:
+        carrier: What came with it of the trace that it belongs to, if traces are sent.
     """
 
-    __slots__ = ("_context", "_cut", "_latest", "_others", "_task", "method")
+    __slots__ = ("_context", "_cut", "_latest", "_others", "_task", "carrier", "method")
 
     request_streaming = response_streaming = False
     request_deserializer = response_serializer = None
@@ -111,6 +117,7 @@ class Call(Exchange):
     def __init__(self, others: InFlight, method: Method, given: str | None) -> None:
         super().__init__(given)
         self.method = method
+        self.carrier: traced.Carrier = {}
         self.inference = method.inference
         self._others = others
         self._cut = False
@@ -191,6 +198,7 @@ class Call(Exchange):
     def _close(self) -> None:
         """Before the client can know that it was answered, so that nobody sees counts from before it."""
         self._others.calls.discard(self)
+        traced.finish(self, STATUSES[self.code].value[0])
         self._others.accounts.close(self, "%s %s", self.method.name, STATUSES[self.code].name)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
@@ -282,7 +290,7 @@ class StreamCall(Call):
         """Count a message on the caller's key: each is a request.
 
         Raises:
-            Overloaded: The key has asked as often as it may.
+            RateExceeded: The key has asked as often as it may.
             Unauthorized: It was revoked since the stream began.
         """
         if self.caller is not None and (pending := self.caller.charge()) is not None:
@@ -301,12 +309,15 @@ class StreamCall(Call):
         """One message of the stream, which is counted as a request when it has been answered."""
         part = Exchange(self.request_id)
         part.inference = True
+        if (tracer := self._others.accounts.tracer) is not None:
+            traced.begin(tracer, part, self.method.name, self.carrier)
         try:
             yield part
         except asyncio.CancelledError:
             part.code = self.why_cancelled()
             raise
         finally:
+            traced.finish(part, STATUSES[part.code].value[0])
             self._others.accounts.count(part)
             self.images += part.images
 

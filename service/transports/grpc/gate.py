@@ -9,6 +9,7 @@ import grpc
 from service.access.keys import bearer
 from service.access.ring import Ring
 from service.errors import FoveaError, Overloaded
+from service.transports.grpc import traced
 from service.transports.grpc.calls import RETRY_AFTER, Call, InFlight, Method, StreamCall, UnaryCall
 
 
@@ -45,6 +46,10 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[misc]
         else:
             call = self._admitted(method, given, secret)
         call.begin()
+        if (tracer := self._calls.accounts.tracer) is not None and method is not None and not method.open:
+            call.carrier = traced.carrier_of(details.invocation_metadata)
+            if not isinstance(call, StreamCall):
+                traced.begin(tracer, call, method.name, call.carrier)
         return call
 
     def _admitted(self, method: Method, given: str | None, secret: str | None) -> Call:

@@ -63,7 +63,6 @@ class OpenInferenceService:
             "ModelReady": self._model_ready,
             "ModelMetadata": self._model_metadata,
             "ModelConfig": self._model_config,
-            "ModelStatistics": self._statistics,
             "RepositoryIndex": self._index,
         }
         return [
@@ -71,6 +70,7 @@ class OpenInferenceService:
                 Method(f"/{SERVICE}/{name}", partial(_shown, name, view), open=name in _OPEN)
                 for name, view in views.items()
             ),
+            Method(f"/{SERVICE}/ModelStatistics", self.statistics),
             Method(f"/{SERVICE}/ModelInfer", self.infer, inference=True),
             Method(f"/{SERVICE}/ModelStreamInfer", self.infer_stream, streams=True),
             Method(f"/{SERVICE}/RepositoryModelLoad", self.load),
@@ -141,12 +141,15 @@ class OpenInferenceService:
     def _model_config(self, request: Message) -> Message:
         return pb.ModelConfigResponse(config=self._protocol.model_config(request.name, request.version))
 
-    def _statistics(self, request: Message) -> Message:
-        found = self._protocol.statistics(request.name, request.version)
-        return pb.ModelStatisticsResponse(model_stats=map(_statistics, found))
-
     def _index(self, request: Message) -> Message:
         return pb.RepositoryIndexResponse(models=[asdict(entry) for entry in self._protocol.index(request.ready)])
+
+    async def statistics(self, call: Call, message: bytes) -> bytes:
+        del call
+        request = parse(pb.ModelStatisticsRequest, message)
+        found = await self._protocol.statistics(request.name, request.version)
+        written: bytes = pb.ModelStatisticsResponse(model_stats=map(_statistics, found)).SerializeToString()
+        return written
 
     # What changes the server.
 

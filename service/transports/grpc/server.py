@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from service.access.ring import Ring
 from service.classifier import Classifier
 from service.metrics import Metrics
 from service.oip.protocol import OpenInference
+from service.tracing.trace import Tracer
 from service.transports.grpc import health, native, open_inference
 from service.transports.grpc.calls import InFlight, Limits
 from service.transports.grpc.gate import Gate
@@ -21,6 +21,7 @@ from service.transports.grpc.health import Health
 from service.transports.grpc.native import NativeService
 from service.transports.grpc.open_inference import OpenInferenceService
 from service.transports.grpc.reflection import Reflection
+from service.workers import sockets
 
 # Up to so much beyond the limit a message is read nevertheless, to be refused in our words and counted. What is larger
 # is refused by grpc itself, unread.
@@ -40,6 +41,7 @@ class GrpcServer:
         ring: Knows who may ask, and who may change the server.
         metrics: Where calls are counted.
         limits: What calls may take.
+        tracer: Makes the calls' traces, if they are to have any.
         max_images: In one request, and worked on at once in one stream.
         problems: Why the server is not ready.
     """
@@ -52,6 +54,7 @@ class GrpcServer:
         metrics: Metrics,
         limits: Limits,
         *,
+        tracer: Tracer | None,
         max_images: int,
         problems: Callable[[], Sequence[str]],
     ) -> None:
@@ -63,18 +66,19 @@ class GrpcServer:
             self._health,
             Reflection((*services, health.SERVICE)),
         )
-        self._calls = InFlight(limits, metrics)
+        self._calls = InFlight(limits, metrics, tracer)
         self._gate = Gate([method for part in parts for method in part.methods()], self._calls, ring)
         self._stopped = asyncio.Event()
         self._server: grpc.aio.Server | None = None
 
-    async def listen(self, host: str, port: int, tls: tuple[Path, Path] | None) -> str:
+    async def listen(self, host: str, port: int, tls: tuple[Path, Path] | None, *, shared: bool = False) -> str:
         """Take calls from now on.
 
         Args:
             host: Address to listen on.
             port: 0 takes a free one.
             tls: Files of the certificate chain and of its key; None for plain text.
+            shared: Other processes of ours listen there, too; the kernel deals out the connections.
 
         Returns:
             The address, as `grpc://host:port`.
@@ -85,7 +89,7 @@ class GrpcServer:
         limits = self._calls.limits
         server = grpc.aio.server(
             options=(
-                ("grpc.so_reuseport", 0),  # or a second server would share the port instead of failing
+                ("grpc.so_reuseport", int(shared)),  # by default a second server would share the port, too
                 ("grpc.max_receive_message_length", limits.max_message_bytes + MARGIN_BYTES),
                 ("grpc.max_send_message_length", -1),  # the gate sees to it
                 ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
@@ -95,8 +99,8 @@ class GrpcServer:
         server.add_generic_rpc_handlers((self._gate,))
         shown = f"[{host}]" if ":" in host else host
         try:
-            # grpc would say no more than that it failed.
-            socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+            if not shared:  # grpc would say no more than that it failed
+                sockets.listening(host, port).close()
             if tls:
                 certificate, key = (path.read_bytes() for path in tls)
                 credentials = grpc.ssl_server_credentials([(key, certificate)])

@@ -25,6 +25,7 @@ from service.metrics import CONTENT_TYPE as METRICS_TYPE
 from service.metrics import Metrics
 from service.oip.protocol import OpenInference
 from service.routes.control import Control
+from service.tracing.trace import Tracer
 from service.transports.exchange import unexpected
 from service.transports.http import admin as admin_calls
 from service.transports.http import heads as head_calls
@@ -138,6 +139,7 @@ class AsgiRoute(APIRoute):
 
 def build(
     classifier: Classifier,
+    protocol: OpenInference,
     control: Control,
     teaching: Teaching,
     heads: LiveHeads,
@@ -147,12 +149,14 @@ def build(
     default_timeout: float,
     max_timeout: float,
     ring: Ring,
+    tracer: Tracer | None,
     problems: Callable[[], Sequence[str]],
 ) -> ASGIApp:
     """Put the HTTP transport together.
 
     Args:
         classifier: Answers inference requests.
+        protocol: Answers those of the Open Inference Protocol.
         control: Carries out what operators ask for.
         teaching: Makes heads and fits them.
         heads: Those that there are.
@@ -161,6 +165,7 @@ def build(
         default_timeout: Seconds until the deadline of a request that states none.
         max_timeout: Seconds until any deadline, at most.
         ring: Knows who may ask, and who may change the server.
+        tracer: Makes the requests' traces, if they are to have any.
         problems: Why the server is not ready, asked by `/readyz`.
     """
     # The documentation page's scripts are served from here: no foreign address, and it works offline.
@@ -177,15 +182,17 @@ def build(
         app.add_exception_handler(error, _on_error)
     plain = app.openapi
     app.openapi = lambda: documented(plain())  # type: ignore[method-assign] # FastAPI's way to add to the document
-    protocol = OpenInference(classifier, control, problems=problems, max_images=limits.max_images)
     open_inference = OpenInferenceHttp(
         protocol, guard, limits, default_timeout=default_timeout, max_timeout=max_timeout
     )
-    return Gate(app, _shortcut(inference, open_inference), Door(ring), metrics)
+    return Gate(app, _shortcut(inference, open_inference), Door(ring), metrics, tracer)
 
 
 def _shortcut(inference: Inference, open_inference: ASGIApp) -> Callable[[Scope], ASGIApp | None]:
-    """Find an inference handler without walking the framework's routes."""
+    """Find an inference handler without walking the framework's routes.
+
+    What asks a model is said of the exchange here, so that it is counted even if the door keeps it out.
+    """
     handlers: dict[str, ASGIApp] = {
         "classify": inference.classify,
         "embed": inference.embed,
@@ -193,18 +200,23 @@ def _shortcut(inference: Inference, open_inference: ASGIApp) -> Callable[[Scope]
     }
 
     def find(scope: Scope) -> ASGIApp | None:
-        if scope["path"] == "/v2" or scope["path"].startswith("/v2/"):
-            scope[KEY].refusal = refusal  # also of a request that the door keeps out
+        exchange, path, post = scope[KEY], scope["path"], scope["method"] == "POST"
+        if path == "/v2" or path.startswith("/v2/"):
+            exchange.refusal = refusal
+            exchange.inference = post and path.startswith("/v2/models/") and path.rstrip("/").endswith("/infer")
             return open_inference
-        if scope["method"] != "POST":
+        if not post:
             return None
-        match scope["path"].split("/"):
+        match path.split("/"):
             case ["", "v1", "models", model, action] if model:
                 scope["path_params"] = {"model": model}
-                return handlers.get(action)
+                handler = handlers.get(action)
             case ["", "v1", "classify"]:
-                return inference.classify
-        return None
+                handler = inference.classify
+            case _:
+                return None
+        exchange.inference = handler is not None
+        return handler
 
     return find
 
@@ -296,6 +308,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
     exchange = request.scope[KEY]
     headers: dict[str, str] = {}
     if isinstance(error, FoveaError):
+        exchange.note(error)
         code, detail = error.code, error.message
         headers = {name.decode(): value.decode() for name, value in error_headers(error)}
     elif isinstance(error, RequestValidationError):

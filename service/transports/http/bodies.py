@@ -19,6 +19,7 @@ from service.transports.http.gate import ClientGone
 # What curl says of --data-binary unless told otherwise; the bytes decide what it is.
 _RAW = (b"application/octet-stream", b"application/x-www-form-urlencoded", b"")
 _PART_HEADER_BYTES = 8 * 1024
+_MAX_OPTIONS = 64  # of one header; thousands, in each of many parts, would take half a second
 _MAX_OTHER_PARTS = 16
 _JSON_VALUES_PER_IMAGE = 16
 
@@ -128,6 +129,12 @@ def _json(body: bytes, limits: BodyLimits) -> list[bytes]:
     return images
 
 
+def _option(header: bytes, name: bytes) -> bytes | None:
+    if header.count(b";") > _MAX_OPTIONS:
+        raise InvalidRequest(f"a header has more than {_MAX_OPTIONS} options")
+    return parse_options_header(header)[1].get(name)
+
+
 class _Parts:
     """Collects the parts named `image` from python-multipart's callbacks."""
 
@@ -155,7 +162,7 @@ class _Parts:
 
     def on_header_end(self) -> None:
         if self._field.lower() == b"content-disposition":
-            self._name = parse_options_header(self._value)[1].get(b"name")
+            self._name = _option(self._value, b"name")
         self._field = self._value = b""
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
@@ -182,7 +189,7 @@ class _Parts:
 
 
 def _multipart(content_type: bytes, body: bytes, limits: BodyLimits) -> list[bytes]:
-    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    boundary = _option(content_type, b"boundary")
     if not boundary:
         raise InvalidRequest("the multipart content type names no boundary")
     parts = _Parts(limits)

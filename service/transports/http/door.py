@@ -31,11 +31,11 @@ class Door:
         """Find out whose request it is, and count it.
 
         Returns:
-            What is still to be waited for; it may raise `Overloaded`, too.
+            What is still to be waited for; it may raise `RateExceeded`, too.
 
         Raises:
             Unauthorized: It comes with no valid key.
-            Overloaded: The key has asked as often as it may.
+            RateExceeded: The key has asked as often as it may.
             BackendUnavailable: It is not known yet which keys there are.
         """
         if not self._ring.needed or scope["path"] in OPEN or scope["path"].startswith(OPEN_FOLDERS):

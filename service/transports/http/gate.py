@@ -9,8 +9,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.logs import request_id_context
 from service.metrics import Metrics
+from service.tracing.trace import Tracer
 from service.transports import exchange as neutral
 from service.transports.exchange import Accounts
+from service.transports.http import traced
 from service.transports.http.door import Door
 from service.transports.http.problems import CONTENT_TYPE, error_headers, problem_response
 
@@ -71,13 +73,21 @@ class Gate:
         direct: Finds the plain ASGI handler of a request that need not go through `app`.
         door: Lets requests in.
         metrics: Where requests are counted.
+        tracer: Makes their traces, if they are to have any.
     """
 
-    def __init__(self, app: ASGIApp, direct: Callable[[Scope], ASGIApp | None], door: Door, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        direct: Callable[[Scope], ASGIApp | None],
+        door: Door,
+        metrics: Metrics,
+        tracer: Tracer | None,
+    ) -> None:
         self._app = app
         self._direct = direct
         self._door = door
-        self._accounts = Accounts("http", metrics)
+        self._accounts = Accounts("http", metrics, tracer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -86,6 +96,8 @@ class Gate:
         exchange = scope[KEY] = Exchange(_given_id(scope))
         token = request_id_context.set(exchange.request_id)
         header = (b"x-request-id", exchange.request_id.encode())
+        if self._accounts.tracer is not None:
+            traced.begin(self._accounts.tracer, scope, exchange)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -111,6 +123,8 @@ class Gate:
             told = exchange.fail(error)
             await self._refuse(exchange, send_with_id, told.message, error_headers(told))
         finally:
+            if exchange.trace is not None:
+                traced.finish(exchange.trace, scope, exchange.status, exchange.code)
             self._accounts.close(exchange, "%s %s %d", scope["method"], scope["path"], exchange.status)
             request_id_context.reset(token)
 

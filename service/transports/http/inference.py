@@ -189,7 +189,6 @@ class Inference:
 
     def _begin(self, scope: Scope, allowed: tuple[str, ...]) -> tuple[Exchange, str, Query, float]:
         exchange: Exchange = scope[KEY]
-        exchange.inference = True
         query = parse_query(scope["query_string"], allowed)
         parameters: dict[str, str] = scope.get("path_params", {})
         # Fails before the body is read if there is no such model; the name is safe as a metric label from here on.

@@ -58,7 +58,8 @@ class OpenInferenceHttp:
         if call and method == "POST":
             await respond(send, 200, *await call(scope, receive))
         elif view and method in ("GET", "HEAD"):
-            await respond(send, 200, orjson.dumps(view()))
+            shown = view()
+            await respond(send, 200, orjson.dumps(await shown if isinstance(shown, Awaitable) else shown))
         elif call or view:
             allowed = "POST" if call else "GET, HEAD"
             await _refuse(exchange, send, "method_not_allowed", f"{scope['path']} takes {allowed}", allowed)
@@ -116,7 +117,6 @@ class OpenInferenceHttp:
 
     async def _infer(self, model: str, version: str, scope: Scope, receive: Receive) -> Reply:
         exchange: Exchange = scope[KEY]
-        exchange.inference = True
         query = parse_query(scope["query_string"], ("timeout_ms",))
         # Fails before the body is read if there is no such model; the name is safe as a metric label from here on.
         exchange.model = self._protocol.resolve(model, version, exchange.request_id).counted_as
@@ -160,8 +160,8 @@ class OpenInferenceHttp:
             raise BackendUnavailable(f"{model} is not ready", retry_after=1.0)
         return {"name": model, "ready": True}
 
-    def _statistics(self, model: str, version: str) -> object:
-        return {"model_stats": [_statistics(one) for one in self._protocol.statistics(model, version)]}
+    async def _statistics(self, model: str, version: str) -> object:
+        return {"model_stats": [_statistics(one) for one in await self._protocol.statistics(model, version)]}
 
     async def _index(self, scope: Scope, receive: Receive) -> Reply:
         ready = (await self._document(scope, receive)).get("ready", False)

@@ -11,6 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from service.transports.http.protocol import JoiningProtocol
+from service.workers import sockets
 
 
 class _Uvicorn(uvicorn.Server):
@@ -61,10 +62,13 @@ class HttpServer:
         Raises:
             OSError: It cannot be listened on.
         """
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, port), family=family, backlog=2048)
+        self._socket = sockets.listening(host, port)
         host, port = self._socket.getsockname()[:2]
-        return f"{'https' if self._tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+        return sockets.shown("https" if self._tls else "http", host, port)
+
+    def adopt(self, descriptor: int) -> None:
+        """Accept from a socket that listens already, which other processes may do, too."""
+        self._socket = socket.socket(fileno=descriptor)
 
     async def serve(self) -> None:
         """Answer until told to stop, and then what has been accepted."""

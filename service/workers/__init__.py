@@ -1,0 +1,1 @@
+"""Several processes behind one address: a supervisor, and what workers need of each other."""

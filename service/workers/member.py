@@ -1,0 +1,35 @@
+"""What a worker is told by the supervisor that starts it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One worker's share in what its server has.
+
+    Attributes:
+        folder: The workers' own, gone when the server is: files of their metrics, and their sockets.
+        http: File descriptor of the socket that all of them accept from.
+        grpc_port: Of gRPC, which each of them listens on; the kernel deals out the connections. None if there is none.
+        alive: File descriptor of a pipe that ends when the supervisor does.
+    """
+
+    folder: str
+    http: int
+    grpc_port: int | None
+    alive: int
+
+    def argument(self) -> str:
+        """As it stands on the worker's command line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def parse(cls, argument: str) -> Member:
+        return cls(**json.loads(argument))
+
+    def path(self) -> Path:
+        return Path(self.folder)
