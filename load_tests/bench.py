@@ -38,6 +38,12 @@ from load_tests.peers.install import ENVIRONMENTS, READY
 ROOT = Path(__file__).resolve().parent.parent
 PORT = 8300
 BENTO = "load_tests.peers.with_bentoml"
+QUIET = {  # no line for each request, no statistics sent home, no token in the user's home
+    "BENTOML_CONFIG_OPTIONS": "api_server.logging.access.enabled=false",
+    "BENTOML_DO_NOT_TRACK": "true",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 BOUNDARY = "a-boundary-that-no-image-holds"
 
 LUA = """
@@ -91,7 +97,7 @@ def contestants(repository: Path, model: str, workers: int) -> list[Contestant]:
     uvicorn = [python, "-m", "uvicorn", "--port", str(PORT), "--log-level", "warning", "--no-access-log"]
     uvicorn += ["--workers", str(workers)]
     graph = str(repository / model / version / "model.onnx")
-    peer = {"MODEL": graph, "WORKERS": str(workers), "PORT": str(PORT), "PYTHONPATH": str(ROOT)}
+    peer = {"MODEL": graph, "WORKERS": str(workers), "PORT": str(PORT), "PYTHONPATH": str(ROOT), **QUIET}
     serve = [python, "-m", "service", "serve", "--port", str(PORT), "--grpc-port", "off"]
     serve += ["--model-repository", str(repository), "--workers", str(workers)]
     return [

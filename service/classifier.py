@@ -402,8 +402,8 @@ class Classifier:
             self._metrics.rejected.labels(error.code).inc()
             raise
         if sample is not image:
-            self._metrics.decode_seconds.labels(served.spec.counted_as).observe(decode_seconds)
-        self._metrics.queue_seconds.labels(served.spec.counted_as).observe(row.queue_seconds)
+            self._metrics.decoding(served.spec.counted_as).observe(decode_seconds)
+        self._metrics.queueing(served.spec.counted_as).observe(row.queue_seconds)
         return row, sample, decode_seconds
 
     async def _aside(self, done: str, deadline: float, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -417,8 +417,9 @@ class Classifier:
 
     def _predict(self, spec: Contract, row: Row, top_k: int, timings: Timings) -> Prediction:
         probs, abstained = self._judge(spec, row)
-        order = np.argsort(-probs, kind="stable")[:top_k]
-        classes = [ClassScore(spec.labels[index], int(index), round(float(probs[index]), 6)) for index in order]
+        order = (-probs).argsort(kind="stable")[:top_k]
+        best = zip(order.tolist(), probs[order].tolist(), strict=True)  # numbers of Python's: numpy's cost more each
+        classes = [ClassScore(spec.labels[index], index, round(probability, 6)) for index, probability in best]
         labels, coverage = None, None
         if spec.calibration.conformal_quantile is not None:
             labels = [spec.labels[index] for index in prediction_set(probs, spec.calibration.conformal_quantile)]
@@ -434,7 +435,7 @@ class Classifier:
             raise BackendFailed(f"{spec.name} gave an answer that is not a number")
         best = int(probs.argmax())
         self._metrics.prediction(spec.counted_as, spec.counted_label(spec.labels[best])).inc()
-        self._metrics.confidence.labels(spec.counted_as).observe(round(float(probs[best]), 6))
+        self._metrics.certainty(spec.counted_as).observe(round(float(probs[best]), 6))
         abstained = bool(unfamiliar(calibration, row.outputs))
         if abstained:
             self._metrics.abstained.labels(spec.counted_as).inc()

@@ -105,6 +105,9 @@ class Metrics:
         self.prediction = lru_cache(maxsize=100_000)(self.predictions.labels)
         self.request = lru_cache(maxsize=10_000)(self.requests.labels)
         self.seconds = lru_cache(maxsize=10_000)(self.request_seconds.labels)
+        self.decoding = lru_cache(maxsize=10_000)(self.decode_seconds.labels)
+        self.queueing = lru_cache(maxsize=10_000)(self.queue_seconds.labels)
+        self.certainty = lru_cache(maxsize=10_000)(self.confidence.labels)
 
     def forget_route(self, name: str) -> None:
         """Drop what was counted of a route that is no more, so that only routes that exist are labels."""

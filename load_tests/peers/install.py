@@ -15,7 +15,7 @@ READY = ".ready"
 COMMON = ("numpy==2.4.6", "onnxruntime==1.31.1", "orjson", "pillow>=13.0")
 PEERS = {
     "bentoml": "bentoml==1.4.39",
-    "litserve": "litserve==0.2.19",
+    "litserve": "litserve==0.2.19 python-multipart",
     "mosec": "mosec==0.9.8",
     "ray": "ray[serve]==2.60.0",
 }
@@ -30,7 +30,7 @@ def main() -> None:
         print(f"installing {requirement} …", file=sys.stderr)
         venv.create(folder, with_pip=True)
         pip = [folder / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-        if subprocess.run([*pip, requirement, *COMMON], check=False).returncode:
+        if subprocess.run([*pip, *requirement.split(), *COMMON], check=False).returncode:
             print(f"{name} cannot be installed here: the benchmark leaves it out", file=sys.stderr)
         else:
             (folder / READY).touch()

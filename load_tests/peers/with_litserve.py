@@ -1,6 +1,5 @@
 """LitServe with batching. Run: MODEL=… python -m load_tests.peers.with_litserve; takes the image as multipart."""
-
-from __future__ import annotations
+# No `from __future__ import annotations`: LitServe looks at the annotation of decode_request itself.
 
 from typing import Any
 
