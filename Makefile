@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 REPOSITORY ?= model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help serve setup test check bench format digits letters triton triton-setup gpu-check up down secrets compose-test lock clean
+.PHONY: help serve setup test check fuzz audit bench format digits letters triton triton-setup gpu-check up down secrets compose-test lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -25,8 +25,19 @@ check: $(VENV)/.dev ## lint, format, types, import directions: what CI checks be
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+SECONDS := 60
+fuzz: $(VENV)/.dev ## fuzz everything that reads strangers' input, for a minute each (SECONDS=…)
+	@for target in decoder bodies tensors config archive; do \
+		$(BIN)/python -m tests.fuzz $$target --seconds $(SECONDS) || exit; done
+
+audit: $(VENV)/.dev ## ask whether anything installed has a known vulnerability, if that can be asked from here
+	@$(BIN)/python -m tests.audit $(ARGS)
+
 bench: $(VENV)/.dev ## measure the gateway beside its peers on this machine (needs wrk; ARGS=… pass through)
 	$(BIN)/python -m load_tests.bench $(ARGS)
+
+peers: $(VENV)/.dev ## install the servers that the benchmark compares with, each in an environment of its own (gigabytes)
+	$(BIN)/python -m load_tests.peers.install
 
 format: $(VENV)/.dev ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix --quiet . || true
