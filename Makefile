@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 REPOSITORY ?= model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help serve setup test check fuzz audit bench format digits letters triton triton-setup gpu-check up down secrets compose-test lock clean
+.PHONY: help serve setup test check fuzz audit bench peers format digits letters triton triton-setup gpu-check up down secrets compose-test lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'

@@ -46,6 +46,10 @@ DOUBT = 4.0  # by this factor
 AHEAD = 2  # batches at a server per instance: one that it works on, one that waits there
 PIECES = 4  # that such a batch may come in: the server puts them together, so that nothing has to wait for others here
 LATE_WEIGHT = 0.05  # of one answer in the average of how late answers are
+# Mean deviations above that average that an answer is expected to be late (as TCP's retransmission timeout; Jacobson,
+# Congestion Avoidance and Control, 1988). Under overload all that is let in is let in at the last moment, so that half
+# of it would come too late by the average alone, computed for nobody.
+LATE_DEVIATIONS = 4.0
 STUCK_SECONDS = 10.0  # a batch that runs this long beyond its prediction makes the batcher unhealthy
 
 
@@ -202,6 +206,7 @@ class _Batching(ABC):
         self._quiet_turns = 0  # since then
         self._in_company = False  # the last batch had several
         self._late = 0.0  # seconds by which answers of late came after what batch times alone had promised
+        self._late_deviation = 0.0  # of single answers from that, on average
         self._sweeper: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._closed = False
@@ -233,7 +238,7 @@ class _Batching(ABC):
         now = time.monotonic()
         batches = self.wait(waiting + images)
         if deadline != math.inf:
-            wait = batches + self._late
+            wait = batches + self._late + LATE_DEVIATIONS * self._late_deviation
             if waiting == 0 and not self._running:
                 # Trying costs nobody anything; and with nobody let in, a prediction that is too high would stay so.
                 wait = min(wait, self.times.at_best(images))
@@ -396,7 +401,9 @@ class _Batching(ABC):
 
     def _note_late(self, seconds: float) -> None:
         """Learn from one answer how much decoding and a busy event loop add to what batches take."""
-        self._late += LATE_WEIGHT * (max(0.0, seconds) - self._late)
+        difference = max(0.0, seconds) - self._late
+        self._late += LATE_WEIGHT * difference
+        self._late_deviation += LATE_WEIGHT * (abs(difference) - self._late_deviation)
 
     def _note_idle(self) -> None:
         if not self._running and not self._waiting and self._tickets == 0:

@@ -18,6 +18,7 @@ An image is accepted if its first frame is there to the last pixel and nothing i
   the coded data, half do, because the codes after them make sense again.
 - GIF: the codes fill the frame, and the palette holds every index.
 - WebP, TIFF, BMP: the decoder finds no fault. They have no checksums, so a pixel changed on the way goes unnoticed.
+  A fax in a TIFF is refused: libtiff mends it row by row and writes a line to stderr for each.
 
 What follows the first frame (other frames, trailing bytes) is not looked at.
 """
@@ -25,6 +26,7 @@ What follows the first frame (other frames, trailing bytes) is not looked at.
 from __future__ import annotations
 
 import io
+import logging
 import struct
 import warnings
 import zlib
@@ -45,6 +47,7 @@ Image.MAX_IMAGE_PIXELS = None
 # Damaged metadata is no reason to refuse a TIFF's pixels or to fill the log. Set once, at import:
 # warnings.catch_warnings swaps the state of the whole process and is not safe in threads.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is wrong with an image is told to who sent it
 
 Colour = tuple[int, int, int]
 
@@ -54,8 +57,12 @@ MAX_SCANNED_PIXELS = 1_000_000_000  # about a second
 MAX_STRIPS = 65_536  # of a TIFF
 
 # TIFF tags
-_BITS, _PHOTOMETRIC, _STRIPS, _SAMPLES, _PLANAR = 258, 262, 273, 277, 284
+_BITS, _COMPRESSION, _PHOTOMETRIC, _STRIPS, _SAMPLES, _PLANAR = 258, 259, 262, 273, 277, 284
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _SAMPLE_FORMAT = 322, 323, 324, 339
+# Those that pixels depend on. Of others libtiff may complain, each time in a line on stderr, and Pillow follow some.
+_READ = frozenset((*range(256, 260), 262, 266, *range(273, 285), 317, 320, *range(322, 326), 332, *range(338, 348)))
+_READ |= frozenset(range(529, 533))
+_COMPRESSIONS = (1, 5, 7, 8, 32_773, 32_946, 34_925, 50_000, 50_001)  # none, LZW, JPEG, deflate, PackBits, …
 
 # What Pillow and its codecs raise for damaged data; anything else is a bug of ours and should show as one.
 _DAMAGE = (
@@ -194,15 +201,30 @@ def _tiff(data: bytes, max_pixels: int) -> Image.Image:
         raise UnsupportedFormat(
             "TIFF with pixels of this kind is not accepted; send unsigned 8 or 16 bits, grey, RGB or CMYK, interleaved"
         )
+    if first(_COMPRESSION, 1) not in _COMPRESSIONS:
+        raise UnsupportedFormat(
+            "TIFF compressed as a fax, or in a rare way, is not accepted; send it with LZW or deflate, or as PNG"
+        )
     strips = max((tags[tag].values for tag in (_STRIPS, _TILES) if tag in tags), default=0)
     if strips > MAX_STRIPS or first(_TILE_WIDTH, 1) * first(_TILE_HEIGHT, 1) > max_pixels:
         raise TooLarge("the TIFF's tiles are too large or its strips too many; save it anew")
-    image = TiffImageFile(io.BytesIO(data))
+    image = TiffImageFile(io.BytesIO(_bare(data)))
     planes = first(_SAMPLES, 1) if planar else 1
     if image.tile[0].codec_name == "raw" and _covered(image) < image.width * image.height * planes:
         raise InvalidImage("parts of the TIFF are missing; send the whole file")  # Pillow would leave them black
     image.load()
     return grey_of_16_bits(image) if image.mode.startswith("I;16") else image
+
+
+def _bare(data: bytes) -> bytes:
+    """A TIFF whose first directory holds only the tags that pixels depend on, and is the last one."""
+    order = "<" if data.startswith(b"II") else ">"
+    (start,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, start)
+    entries = [data[place : place + 12] for place in range(start + 2, start + 2 + 12 * count, 12)]
+    kept = [entry for entry in entries if struct.unpack_from(order + "H", entry)[0] in _READ]
+    bare = struct.pack(order + "H", len(kept)) + b"".join(kept) + bytes(4)
+    return data[:start] + bare + data[start + len(bare) :]
 
 
 def _covered(image: TiffImageFile) -> int:

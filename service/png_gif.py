@@ -19,6 +19,7 @@ MAX_BLOCKS = 65_536  # chunks of a PNG, blocks before a GIF's first frame
 MAX_BYTES_A_PIXEL = 4  # of a PNG that has as many pixels as are allowed; a smaller one may have 8
 
 _TO_8_BITS = ((np.arange(65_536) + 128) // 257).astype(np.uint8)  # 65535 = 255 · 257; 257 is odd, so there are no ties
+_AT_ONCE = 2**20  # pixels: numpy looks them up without letting other threads run
 
 _PNG_MODES = {  # (bits per sample, colour type): Pillow's mode, and the layout that it decodes from
     (1, 0): ("1", "1"),
@@ -45,7 +46,12 @@ _PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"eXIf")
 
 def grey_of_16_bits(image: Image.Image) -> Image.Image:
     """Scale a mode `I;16` image to 8 bits: v · 255 / 65535, rounded."""
-    return Image.fromarray(_TO_8_BITS[np.asarray(image)])
+    samples = np.asarray(image)
+    grey = np.empty(samples.shape, np.uint8)
+    rows = max(1, _AT_ONCE // image.width)
+    for top in range(0, image.height, rows):
+        grey[top : top + rows] = _TO_8_BITS[samples[top : top + rows]]
+    return Image.fromarray(grey)
 
 
 def png(data: bytes, max_pixels: int) -> tuple[Image.Image, bytes]:

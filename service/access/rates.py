@@ -137,6 +137,7 @@ class Rates:
         try:
             taken = await shared.hit(rate, key)
             left = 0.0 if taken else (await shared.get_window_stats(rate, key)).reset_time - time.time()
+            left = min(left, rate.get_expiry())  # whatever the clock says
         except StorageError as error:
             self._note(error)
             self._take_here(key, rate)

@@ -167,12 +167,17 @@ def load(
     """
     if spec.tensorrt is not None:
         raise LoadFailed("graph", "a TensorRT plan needs Triton and a GPU; publish it again with --format onnx")
-    _check_files(directory, spec.files)
+    beside = _check_files(directory, spec.files)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1 if spec.macs < SINGLE_THREAD_MACS else embedding.threads
     options.inter_op_num_threads = 1
     # Idle threads that spin would take the cores from decoding.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # It would map weights that lie beside the graph: written over they would change answers, cut short they would end
+    # this process. What is handed over is copied; and if anything is, no other file is looked for.
+    beside = beside or {"none": b"\0"}
+    names, contents = list(beside), list(beside.values())
+    options.add_external_initializers_from_files_in_memory(names, contents, [len(each) for each in contents])
     try:
         session = onnxruntime.InferenceSession(directory / "model.onnx", options, providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -186,11 +191,17 @@ def load(
     return model
 
 
-def _check_files(directory: Path, files: Mapping[str, str]) -> None:
+def _check_files(directory: Path, files: Mapping[str, str]) -> dict[str, bytes]:
+    """Hold files against their hashes; gives the contents of those beside the graph."""
+    beside = {}
     for name, expected in files.items():
         try:
             with (directory / name).open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                if name == "model.onnx":
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                else:
+                    beside[name] = file.read()
+                    digest = hashlib.sha256(beside[name]).hexdigest()
         except OSError as error:
             raise LoadFailed("files", f"{name}: {error.strerror}") from error
         except ValueError as error:  # a zero byte, for one
@@ -199,6 +210,7 @@ def _check_files(directory: Path, files: Mapping[str, str]) -> None:
             raise LoadFailed(
                 "files", f"{name}: SHA-256 {digest[:12]}… is not the {expected[:12]}… it was published with"
             )
+    return beside
 
 
 def _check_contract(session: onnxruntime.InferenceSession, spec: ModelSpec) -> None:

@@ -69,12 +69,22 @@ class SharedStore:
         """Have the store, or anything that blocks as long, do something on a thread.
 
         Raises:
-            BackendUnavailable: The database cannot be reached.
+            BackendUnavailable: The database cannot be reached, or cannot do that; the log says why.
         """
+        try:
+            return await self._ask(work, *args, **kwargs)
+        except BackendUnavailable as error:
+            if str(error.__cause__) != self._trouble:  # which the log has
+                log.error("the database: %s; the call that needed it fails", error.__cause__)
+            raise
+
+    async def _ask(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same without a line in the log."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **kwargs))
         except StoreUnavailable as error:
-            raise BackendUnavailable("the database cannot be reached; try again later", retry_after=1.0) from error
+            message = "the database does not do its work, the server's log says why; try again later"
+            raise BackendUnavailable(message, retry_after=1.0) from error
 
     async def refresh(self) -> None:
         """Have everybody read what has changed.
@@ -83,7 +93,7 @@ class SharedStore:
             BackendUnavailable: The database cannot be reached.
         """
         async with self._looking:
-            revision = await self.ask(self.store.revision)
+            revision = await self._ask(self.store.revision)
             if revision != self._revision:
                 for reader in self._readers:
                     await reader()
@@ -98,7 +108,7 @@ class SharedStore:
         """Refresh, and log what stands in the way of that when it begins and when it is over."""
         try:
             if self._revision is None:
-                await self.ask(self.store.open)
+                await self._ask(self.store.open)
             await self.refresh()
         except (BackendUnavailable, StoreMisfit) as error:
             self._note(str(error.__cause__ or error))

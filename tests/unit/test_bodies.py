@@ -161,8 +161,10 @@ def test_no_body_does_anything_but_parse_or_be_refused(content_type: bytes, body
         (MULTIPART, part(b"\r\n--" * 1_000_000) + b"--XX--"),
         (MULTIPART, part(b"", name="x") * 100_000 + b"--XX--"),
         (MULTIPART, b"\r\n" * 2_000_000),
+        (MULTIPART, part(b"x", more=";" * 8000) * 20 + b"--XX--"),
+        (MULTIPART + b';"' * 100_000, multipart(b"x")),
     ],
-    ids=["lists", "numbers", "depth", "returns", "dashes", "near-boundaries", "parts", "preamble"],
+    ids=["lists", "numbers", "depth", "returns", "dashes", "near-boundaries", "parts", "preamble", "options", "quotes"],
 )
 def test_a_body_made_to_be_slow_is_not(content_type: bytes, body: bytes) -> None:
     """It is parsed on the event loop: 4 MB that took a second would stop everybody else for a second."""

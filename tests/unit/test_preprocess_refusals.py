@@ -17,6 +17,7 @@ from PIL import Image
 from service.errors import InvalidImage, TooLarge, UnsupportedFormat
 from service.preprocess import Limits, Preprocessor, pixels
 from service.spec import ImageSpec
+from tests.fuzz.mutation import mutated
 from tests.images import HEIGHT, WIDTH, as_is, encoded, exif, gif, noise, png, png_chunk, smooth, tiff
 
 # --- limits ---
@@ -118,6 +119,7 @@ UNSUPPORTED = {
     "TIFF, L*a*b": encoded(Image.new("LAB", (4, 4)), "TIFF"),
     "TIFF, signed": tiff(RGB8 | {339: (3, [2] * 3)}, bytes(3)),
     "TIFF, 12 bits": tiff({256: (3, [2]), 257: (3, [1]), 262: (3, [1]), 258: (3, [12])}, bytes(3)),
+    "TIFF, fax": encoded(Image.new("1", (64, 64)), "TIFF", compression="group4"),
     "TIFF, 64 bits": tiff(RGB8 | {258: (3, [64] * 3), 339: (3, [3] * 3)}, bytes(24)),
     "TIFF, white is zero in 16 bits": tiff({256: (3, [1]), 257: (3, [1]), 262: (3, [0]), 258: (3, [16])}, bytes(2)),
     "TIFF, 16 bits in planes": tiff(RGB8 | {258: (3, [16] * 3), 284: (3, [2])}, bytes(6)),
@@ -298,6 +300,7 @@ HOSTILE = {
     "JPEG scans": scans(100),
     "GIF blocks": b"GIF89a" + struct.pack("<HHBBB", 4, 4, 0, 0, 0) + b"\x21\xfe" + b"\1a" * 100_000,
     "TIFF tags": b"II*\0\x08\0\0\0\xff\xff" + bytes(12 * 65_535),
+    "TIFF numbers": tiff(GREY8 | {258: (3, [8] * 300_000)}, bytes(1)),
     "TIFF strips": tiff(GREY8 | {273: (4, [8] * 70_000), 279: (4, [1] * 70_000)}, bytes(1)),
     "TIFF tiles": tiff(GREY8 | {322: (4, [65_520]), 323: (4, [65_520]), 324: (4, [8]), 325: (4, [1])}, bytes(1)),
 }
@@ -308,6 +311,27 @@ def test_files_built_to_take_for_ever_are_refused_at_once(data: bytes) -> None:
     with pytest.raises((TooLarge, InvalidImage)) as caught:
         as_is(data)
     assert any(word in caught.value.message for word in ("more than", "too many", "too large", "broken"))
+
+
+def test_a_png_of_16_bits_has_as_many_bytes_as_the_largest_of_8() -> None:
+    colours = np.random.default_rng(0).integers(0, 65_536, (10, 10, 4))
+    preprocess = Preprocessor(ImageSpec(height=8, width=8, resize_to=8), Limits(max_pixels=100))
+    preprocess(png(noise(10, 10, 4), 8, 6))
+    preprocess(png(colours[:5], 16, 6))
+    with pytest.raises(TooLarge, match="8 bits per sample"):
+        preprocess(png(colours, 16, 6))
+
+
+def test_what_a_tiff_says_beside_its_pixels_reaches_nobody(capfd: pytest.CaptureFixture[str]) -> None:
+    """libtiff writes a line to stderr for each tag that it does not know."""
+    custom = {tag: (3, [tag]) for tag in range(60_000, 60_900)}
+    data = tiff(SMALL | {274: (3, [1]), 34_665: (4, [8])} | custom, noise().tobytes())
+    compressed = encoded(Image.fromarray(noise()), "TIFF", compression="tiff_lzw", tiffinfo=dict.fromkeys(custom, 7))
+    assert np.array_equal(as_is(data), noise())
+    assert np.array_equal(as_is(compressed), noise())
+    with pytest.raises(InvalidImage):
+        as_is(tiff(SMALL | {277: (3, [1027])}, noise().tobytes()))
+    assert capfd.readouterr() == ("", "")
 
 
 # --- anything at all ---
@@ -323,33 +347,6 @@ def files() -> list[bytes]:
 
 
 SPEC = ImageSpec(height=19, width=23, resize_to=32)
-
-
-def mutated(data: bytes, seed: int) -> bytes:
-    """A few bytes changed, lost or added; a PNG's checksums mended, so that the change gets through."""
-    chance = random.Random(seed)
-    out = bytearray(data)
-    for _ in range(chance.randint(1, 6)):
-        place = chance.randrange(min(len(out), chance.choice([32, 128, len(out)])))
-        change = chance.randrange(5)
-        if change <= 1:
-            out[place] ^= 1 << chance.randrange(8)
-        elif change == 2:
-            out[place : place + 4] = chance.choice([bytes(4), b"\xff" * 4, chance.randbytes(4)])
-        elif change == 3:
-            del out[place : place + chance.randint(1, 16)]
-        else:
-            out[place:place] = chance.randbytes(chance.randint(1, 16))
-        out = out or bytearray(1)
-    if out.startswith(b"\x89PNG\r\n\x1a\n"):
-        start = 8
-        while start + 12 <= len(out):
-            end = start + 8 + struct.unpack_from(">I", out, start)[0]
-            if end + 4 > len(out):
-                break
-            struct.pack_into(">I", out, end, zlib.crc32(out[start + 4 : end]))
-            start = end + 4
-    return bytes(out)
 
 
 def arrives_or_is_refused(data: bytes) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from google.protobuf import text_format
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -52,6 +54,42 @@ def test_specs_come_back_from_the_config_as_they_went_in(tmp_path: Path) -> None
     model = read_config(written(tmp_path, config_of(one, two)))
     assert model.specs == {"1": one, "2": two}
     assert (model.name, model.max_batch_size, model.keep_versions) == ("tiny", 8, 1)
+
+
+PLAIN = st.floats(allow_nan=False, allow_infinity=False)
+TEXT = st.text(max_size=20)
+
+
+@given(
+    labels=st.lists(TEXT, min_size=2, max_size=6),
+    golden=st.lists(st.tuples(TEXT, st.binary(max_size=50)), min_size=1, max_size=3),
+    calibration=st.fixed_dictionaries({"temperature": st.floats(1e-9, 1e9), "measured_coverage": st.none() | PLAIN}),
+    mean=st.lists(PLAIN, min_size=3, max_size=3),
+    files=st.dictionaries(TEXT, TEXT, min_size=1, max_size=3),
+    words=st.tuples(TEXT, TEXT),
+    logit=PLAIN,
+)
+def test_any_spec_comes_back_from_the_config_to_the_bit(
+    labels: list[str],
+    golden: list[tuple[str, bytes]],
+    calibration: dict[str, Any],
+    mean: list[float],
+    files: dict[str, str],
+    words: tuple[str, str],
+    logit: float,
+) -> None:
+    given_ = tiny_spec().model_dump() | {
+        "labels": labels,
+        "golden": [{"name": name, "data": data, "logits": [logit] * len(labels)} for name, data in golden],
+        "calibration": calibration,
+        "image": tiny_spec().image.model_dump() | {"mean": mean},
+        "files": files,
+        "architecture": words[0],
+        "paper": words[1],
+    }
+    spec = ModelSpec.model_validate(given_)
+    text = text_format.MessageToString(config_of(spec))
+    assert specs_from_config(text_format.Parse(text.encode(), ModelConfig())) == {"1": spec}
 
 
 def test_golden_bytes_and_logits_survive_to_the_bit(tmp_path: Path) -> None:

@@ -103,6 +103,9 @@ def add(app: FastAPI, teaching: Teaching, live: LiveHeads, guard: Guard, limits:
     async def head_of(head: str) -> Any:
         return shown(await teaching.head(head))
 
+    making = takes(schema.NewHead, "unknown_model", "backend_unavailable")
+    making["responses"][201] = {"model": schema.HeadCard, "description": "It is new"}
+
     @app.put(
         "/v1/heads/{head}",
         response_model=schema.HeadCard,
@@ -110,7 +113,7 @@ def add(app: FastAPI, teaching: Teaching, live: LiveHeads, guard: Guard, limits:
         summary="Make a head",
         description="A head is a classifier of your own on the features of a model, its backbone. It takes labelled"
         " images, and once it is fitted it is a model: `POST /v1/models/{head}/classify`. Answers 201 if it is new.",
-        **takes(schema.NewHead, "unknown_model", "backend_unavailable"),
+        **making,
     )
     async def put_head(head: str, request: Request) -> Any:
         row, created = await teaching.create(head, (await guard.body(request, schema.NewHead)).backbone)
