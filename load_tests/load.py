@@ -29,59 +29,19 @@ import argparse
 import contextlib
 import csv
 import json
-import os
 import shlex
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 from load_tests import figures
 from load_tests.arrivals import SHAPES, Level, shaped
+from load_tests.gateway import ROOT, served
 
-ROOT = Path(__file__).resolve().parent.parent
 RATES = {"steps": "25,50,100,150,200,250", "spikes": "50,300", "poisson": "100"}
 USERS = ("HttpClassify", "GrpcClassify", "Teacher", "Vandal")
-START_SECONDS = 60.0
 SHOWN = 5  # kinds of failure
-
-
-@contextlib.contextmanager
-def served(repository: Path, log: Path) -> Iterator[tuple[str, str]]:
-    """A gateway of our own: its address, and that of its gRPC.
-
-    Raises:
-        SystemExit: It did not become ready.
-    """
-    with contextlib.ExitStack() as stack:
-        ports = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(2)]
-    command = [sys.executable, "-m", "service", "serve", "--port", str(ports[0]), "--grpc-port", str(ports[1])]
-    command += ["--model-repository", str(repository), "--no-access-log"]
-    with tempfile.TemporaryDirectory() as folder, log.open("wb") as output:
-        database = {"FOVEA_DATABASE_URL": f"sqlite:///{folder}/load.db"}
-        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **database}, stderr=output)
-        try:
-            _wait_ready(process, ports[0], log)
-            yield f"http://127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}"
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
-
-
-def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    give_up = time.monotonic() + START_SECONDS
-    while process.poll() is None and time.monotonic() < give_up:
-        with contextlib.suppress(urllib.error.URLError, ConnectionError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5).close()
-            return
-        time.sleep(0.1)
-    raise SystemExit(f"error: the server did not become ready; its log is {log}")
 
 
 def run_locust(arguments: argparse.Namespace, host: str, grpc: str | None) -> int:
@@ -165,7 +125,8 @@ def measure(arguments: argparse.Namespace, levels: list[Level]) -> int:
         host, grpc = arguments.host, arguments.grpc
         if not host:
             log = arguments.out / "server.log"
-            host, grpc = stack.enter_context(served(arguments.repository.resolve(), log))
+            gateway = stack.enter_context(served(arguments.repository.resolve(), log))
+            host, grpc = gateway.url, gateway.grpc
         seconds = sum(level.seconds for level in levels)
         print(f"{arguments.shape} of {arguments.rates} requests/s, {seconds:.0f} s in all", file=sys.stderr)
         status = run_locust(arguments, host, grpc)
