@@ -249,11 +249,7 @@ async def serve(settings: Settings, member: Member | None = None) -> int:
     gateway = Gateway(settings, member)
     http_server = HttpServer(gateway.http, drain_timeout=settings.drain_timeout, tls=settings.tls())
     servers = (http_server, gateway.grpc)
-    if member is not None:
-        http_server.adopt(member.http)
-        if member.grpc_port is not None:
-            await gateway.grpc.listen(settings.host, member.grpc_port, settings.tls(), shared=True)
-    else:
+    if member is None:
         log.info("listening on %s", http_server.listen(settings.host, settings.port))
         if settings.grpc_port is not None:
             log.info("listening on %s", await gateway.grpc.listen(settings.host, settings.grpc_port, settings.tls()))
@@ -288,6 +284,12 @@ async def serve(settings: Settings, member: Member | None = None) -> int:
         loop.add_reader(member.alive, orphaned, member.alive)
     loading = asyncio.create_task(gateway.start())
     loading.add_done_callback(loaded)
+    if member is not None:
+        # A worker that took requests while it loads would refuse what the others can answer.
+        await asyncio.wait([loading])
+        http_server.adopt(member.http)
+        if member.grpc_port is not None:
+            await gateway.grpc.listen(settings.host, member.grpc_port, settings.tls(), shared=True)
     await asyncio.gather(http_server.serve(), gateway.grpc.serve(settings.drain_timeout))
     failed = loading.done() and not loading.cancelled() and loading.exception() is not None
     loading.cancel()
