@@ -156,7 +156,7 @@ def main() -> None:
             seconds = ", ".join(f"{each['seconds']:.2f}" for each in took)
             print(f"{examples} examples of {CLASSES} classes: taught in {taught:.1f} s; fitted in {seconds} s")
         script = Path(name) / "ask.lua"
-        script.write_text(LUA.format(path=ROOT / "docs/images/seven.png", type="image/png"))
+        script.write_text(LUA.format(path=ROOT / "docs/images/seven.png", type="image/png", headers=""))
         meanwhile(server, f"shapes-{arguments.examples[-1]}", script, arguments.seconds, arguments.rounds)
 
 

@@ -184,7 +184,7 @@ def contestants(options: argparse.Namespace, folder: Path) -> Iterator[tuple[int
     gateway = [python, "-m", "service", "serve", "--backend", "triton"]
     gateway += ["--triton-url", f"127.0.0.1:{GRPC}", "--no-access-log"]
     script = folder / "post.lua"
-    script.write_text(LUA.format(path=options.image.resolve(), type="application/octet-stream"))
+    script.write_text(LUA.format(path=options.image.resolve(), type="application/octet-stream", headers=""))
 
     def client(**how: Any) -> Callable[[int], float]:
         return lambda seconds: asyncio.run(tensors(options.model, seconds, options.in_flight, **how))
