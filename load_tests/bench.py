@@ -53,6 +53,12 @@ wrk.method = "POST"; wrk.headers["Content-Type"] = "{type}"
 """
 
 
+def wrk_script(body: Path, kind: str, headers: dict[str, str] | None = None) -> str:
+    """What has wrk post a file of a certain type, with further headers."""
+    lines = "; ".join(f'wrk.headers["{name}"] = "{value}"' for name, value in (headers or {}).items())
+    return LUA.format(path=body, type=kind, headers=lines)
+
+
 @dataclass(frozen=True)
 class Contestant:
     """A server to load: its command, the path it answers at, its environment beside ours, and headers to send it.
@@ -200,8 +206,7 @@ def measure(contestant: Contestant, image: Path, seconds: float, connections: in
     ):
         sent.write(body)
         sent.flush()
-        headers = "; ".join(f'wrk.headers["{name}"] = "{value}"' for name, value in contestant.headers.items())
-        script.write(LUA.format(path=sent.name, type=kind, headers=headers))
+        script.write(wrk_script(Path(sent.name), kind, contestant.headers))
         script.flush()
         load(url, Path(script.name), min(2.0, seconds), connections)  # warm-up
         before = spent(pid)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from load_tests.bench import LUA, ROOT, Contestant, load, processor_seconds, running
+from load_tests.bench import ROOT, Contestant, load, processor_seconds, running, wrk_script
 
 SERVE = [sys.executable, "-m", "service", "serve", "--grpc-port", "off"]
 PORT = 8310  # and those after it
@@ -113,9 +113,8 @@ def compete(entries: list[Contestant], image: Path, rounds: int, seconds: int, c
         for number, given in enumerate(entries):
             port = PORT + number
             entry = replace(given, port=port, command=[*given.command, "--port", str(port)])
-            headers = "; ".join(f'wrk.headers["{name}"] = "{value}"' for name, value in entry.headers.items())
             script = folder / f"{number}.lua"
-            script.write_text(LUA.format(path=image, type=f"image/{image.suffix[1:]}", headers=headers))
+            script.write_text(wrk_script(image, f"image/{image.suffix[1:]}", entry.headers))
             pid = stack.enter_context(running(entry, image.read_bytes()))
             servers.append((f"http://127.0.0.1:{port}{entry.path}", script, pid))
         for number in range(rounds + 1):

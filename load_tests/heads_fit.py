@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from load_tests.bench import LUA, ROOT, load, processor_seconds
+from load_tests.bench import ROOT, load, processor_seconds, wrk_script
 
 PORT = 8330
 URL = f"http://127.0.0.1:{PORT}"
@@ -156,7 +156,7 @@ def main() -> None:
             seconds = ", ".join(f"{each['seconds']:.2f}" for each in took)
             print(f"{examples} examples of {CLASSES} classes: taught in {taught:.1f} s; fitted in {seconds} s")
         script = Path(name) / "ask.lua"
-        script.write_text(LUA.format(path=ROOT / "docs/images/seven.png", type="image/png", headers=""))
+        script.write_text(wrk_script(ROOT / "docs/images/seven.png", "image/png"))
         meanwhile(server, f"shapes-{arguments.examples[-1]}", script, arguments.seconds, arguments.rounds)
 
 

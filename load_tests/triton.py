@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tritonclient.utils import shared_memory
 
-from load_tests.bench import LUA, ROOT, load, processor_seconds
+from load_tests.bench import ROOT, load, processor_seconds, spent, wrk_script
 
 HTTP, GRPC, METRICS, GATEWAY, DECODING, TENSORS = 8310, 8311, 8312, 8313, 8314, 8315
 
@@ -85,15 +85,7 @@ class Contestant:
 
     def _used(self, server: int) -> tuple[float, float]:
         front = time.process_time() if self._front is None else processor_seconds(self._front)
-        return sum(map(processor_seconds, _family(server))), front
-
-
-def _family(pid: int) -> Iterator[int]:
-    """A process and what it has started."""
-    yield pid
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            yield from _family(int(child))
+        return spent(server), front
 
 
 def executed(model: str) -> tuple[int, int]:
@@ -184,7 +176,7 @@ def contestants(options: argparse.Namespace, folder: Path) -> Iterator[tuple[int
     gateway = [python, "-m", "service", "serve", "--backend", "triton"]
     gateway += ["--triton-url", f"127.0.0.1:{GRPC}", "--no-access-log"]
     script = folder / "post.lua"
-    script.write_text(LUA.format(path=options.image.resolve(), type="application/octet-stream", headers=""))
+    script.write_text(wrk_script(options.image.resolve(), "application/octet-stream"))
 
     def client(**how: Any) -> Callable[[int], float]:
         return lambda seconds: asyncio.run(tensors(options.model, seconds, options.in_flight, **how))

@@ -105,9 +105,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             from service.workers.supervisor import Supervisor
 
             return asyncio.run(Supervisor(settings, arguments.line).run())
-    from service.app import (
-        serve,  # not before: a wrong flag answers at once, and gRPC reads its verbosity when imported
-    )
+    # Not before: a wrong flag answers at once, and gRPC reads its verbosity when it is imported.
+    from service.app import serve
 
     try:
         import uvloop as loop

@@ -45,7 +45,6 @@ class Supervisor:
         self._settings = settings
         self._arguments = arguments
         self._processes: dict[int, asyncio.subprocess.Process] = {}
-        self._signals = 0
         self._stopping = asyncio.Event()
         self._status = 0
 
@@ -127,8 +126,7 @@ class Supervisor:
         return status
 
     def _pass_on(self, number: signal.Signals) -> None:
-        self._signals += 1
-        if self._signals == 1:
+        if not self._stopping.is_set():
             settings = self._settings
             patience = settings.drain_delay + 2 * settings.drain_timeout + SPARE_SECONDS
             asyncio.get_running_loop().call_later(patience, self._kill)
@@ -148,4 +146,4 @@ def _reserved(host: str, port: int) -> socket.socket:
     try:
         return sockets.reserved(host, port)
     except OSError as error:
-        raise OSError(f"gRPC cannot listen on port {port} (--grpc-port chooses another): {error}") from error
+        raise sockets.no_grpc(host, port, error) from error

@@ -97,21 +97,20 @@ class GrpcServer:
             ),
         )
         server.add_generic_rpc_handlers((self._gate,))
-        shown = f"[{host}]" if ":" in host else host
         try:
             if not shared:  # grpc would say no more than that it failed
                 sockets.listening(host, port).close()
             if tls:
                 certificate, key = (path.read_bytes() for path in tls)
                 credentials = grpc.ssl_server_credentials([(key, certificate)])
-                port = server.add_secure_port(f"{shown}:{port}", credentials)
+                port = server.add_secure_port(sockets.address(host, port), credentials)
             else:
-                port = server.add_insecure_port(f"{shown}:{port}")
+                port = server.add_insecure_port(sockets.address(host, port))
         except (OSError, RuntimeError) as error:
-            raise OSError(f"gRPC cannot listen on {shown}:{port} (--grpc-port chooses another): {error}") from error
+            raise sockets.no_grpc(host, port, error) from error
         await server.start()
         self._server = server
-        return f"{'grpcs' if tls else 'grpc'}://{shown}:{port}"
+        return sockets.shown("grpcs" if tls else "grpc", host, port)
 
     def drain(self) -> None:
         """Tell those who watch the server's health that it has changed."""
