@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from export import figures, run
+from export import figures
+from service.files import write_whole
 
 TITLE = "Augmentation"
 NAMES = 1.05  # inches, for the labels on the left
@@ -34,7 +35,7 @@ def preview(
         recipe: What was done to them; stands below.
         path: The PNG; its folder must exist.
     """
-    run.write(path, _draw(pixels, labels, augmented, recipe))
+    write_whole(path, _draw(pixels, labels, augmented, recipe))
 
 
 @figures.png

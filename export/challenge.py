@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from export import challenge_plot, data, replay, run
+from export import challenge_plot, data, replay
 from export.calibrate import TEST, Graph, Judged, coverage_of
 from export.challenged import Challenged, Shown
 from export.data.base import AS_SUCH, FILTERS, SIDES
@@ -21,6 +21,7 @@ from export.errors import DataError, ExportError, UnknownName
 from export.repository import newest_versions
 from export.strangers import strangers
 from service.calibration import energy, unfamiliar
+from service.files import write_whole
 from service.preprocess import Preprocessor
 from service.spec import ModelSpec
 
@@ -70,7 +71,7 @@ def challenge(
     if not found:
         raise ExportError(f"{repository} holds no model to challenge: {'; '.join(failed.values()) or 'it is empty'}")
     if plot is not None:
-        run.write(plot, challenge_plot.draw(found))
+        write_whole(plot, challenge_plot.draw(found))
     return found, failed
 
 

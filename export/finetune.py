@@ -17,6 +17,7 @@ from export import run, strategies
 from export.errors import ExportError, StrategyError
 from export.fit import world
 from export.train import Task, load, train
+from service.files import write_whole
 
 # Training images of the smallest class from which a strategy is worth trying: fewer cannot settle what it trains.
 NEEDED: Mapping[str, int] = {strategies.LINEAR: 1, strategies.LAST_STAGES: 5, strategies.FULL: 20}
@@ -100,6 +101,6 @@ def _keep(folder: Path, chosen: str, metrics: run.Metrics) -> run.Metrics:
         run.begin(folder, record.model_copy(update={"strategy": strategies.AUTO}))
         for path in (folder / chosen).iterdir():
             if path.suffix in (".png", ".html", ".pt"):
-                run.write(folder / path.name, path.read_bytes())
+                write_whole(folder / path.name, path.read_bytes())
         run.finish(folder, metrics)
     return metrics

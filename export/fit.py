@@ -24,6 +24,7 @@ from export.learner import Keeper, Learner
 from export.loader import Images, Shares, loader
 from export.strategies import Plan
 from export.torchvision_shim import import_torchvision
+from service.files import write_whole
 from service.spec import ImageSpec
 
 import_torchvision()  # as in export.learner
@@ -41,7 +42,7 @@ class _AtomicIO(lightning.plugins.TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        run.write(Path(path), buffer.getvalue())
+        write_whole(Path(path), buffer.getvalue())
 
 
 def world() -> tuple[int, int]:

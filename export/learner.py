@@ -18,6 +18,7 @@ from export.augment import Recipe
 from export.draws import seed_of
 from export.loader import AUGMENTATION, Batch
 from export.torchvision_shim import import_torchvision
+from service.files import write_whole
 from service.spec import ImageSpec
 
 import_torchvision()  # torchmetrics, which Lightning needs, imports it and cannot beside a CPU build of PyTorch
@@ -202,7 +203,7 @@ class Keeper(lightning.Callback):
 
     def _write(self, trainer: lightning.Trainer, network: nn.Module, name: str) -> None:
         if trainer.is_global_zero:
-            run.write(self._folder / name, weights.dump(network))
+            write_whole(self._folder / name, weights.dump(network))
 
 
 def _progress(console: Console) -> Progress:

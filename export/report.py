@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from export import report_plots, run
 from service import calibration
+from service.files import write_whole
 
 PAGE = "report.html"
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -94,8 +95,8 @@ def write(folder: Path, results: Results) -> list[Path]:
     )
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
-        run.write(folder / name, picture)
-    run.write(folder / PAGE, page.encode())
+        write_whole(folder / name, picture)
+    write_whole(folder / PAGE, page.encode())
     for name in {CURVES, MISTAKES, FILTERS} - pictures.keys():
         (folder / name).unlink(missing_ok=True)
     return [folder / name for name in (*pictures, PAGE)]

@@ -29,6 +29,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 from export import replay
 from export.errors import DriftError, RepositoryError
 from export.triton_config import Deployment, build_config, deployment_of
+from service.files import flush
 from service.spec import CONFIG_NAME, InvalidSpec, ModelSpec, read_config, specs_from_config
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -217,26 +218,17 @@ def _stage(
         raise DriftError(f"{spec.name}: config.pbtxt does not read back as it was written")
     replay.check(spec, folder)
     for each in sorted((staging / spec.name).rglob("*"), reverse=True):  # what is in a directory before the directory
-        _flush(each)
-    _flush(staging / spec.name)
+        flush(each)
+    flush(staging / spec.name)
 
 
 def _install(staged: Path, folder: Path, version: str) -> None:
     """Move the staged model, or its config and then its version's directory, to where the gateway looks."""
     if folder.exists():
         (staged / CONFIG_NAME).replace(folder / CONFIG_NAME)
-        _flush(folder)
+        flush(folder)
         (staged / version).rename(folder / version)
-        _flush(folder)
+        flush(folder)
     else:
         staged.rename(folder)
-    _flush(folder.parent)
-
-
-def _flush(path: Path) -> None:
-    """Bring a file, or a directory's list of names, to the disk: a rename must not overtake what it renames."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(folder.parent)

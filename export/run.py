@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from export.errors import RunError
+from service.files import write_whole
 from service.spec import ImageSpec
 
 CHECKPOINT = "checkpoint.pt"
@@ -99,19 +99,6 @@ class Metrics(_Frozen):
     why: str = ""  # this strategy was chosen
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write a file as a whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 @contextmanager
 def writer(folder: Path) -> Iterator[None]:
     """Be the only one who writes into a run's folder; the lock dies with its process.
@@ -144,7 +131,7 @@ def begin(folder: Path, record: Run) -> Metrics | None:
     # A run that failed or was killed before its first epoch had ended has nothing to go on with, and nothing to lose.
     trained = any((folder / name).is_file() for name in (RESUME, CHECKPOINT, METRICS))
     if not trained or not (folder / RUN).is_file():
-        write(folder / RUN, record.model_dump_json(indent=2).encode() + b"\n")
+        write_whole(folder / RUN, record.model_dump_json(indent=2).encode() + b"\n")
     known = _read(folder, Run, RUN)
     if known != record:
         ours, theirs = ({**each.model_dump(), **each.options.model_dump()} for each in (record, known))
@@ -156,7 +143,7 @@ def begin(folder: Path, record: Run) -> Metrics | None:
 
 def finish(folder: Path, metrics: Metrics) -> None:
     """Mark a run as whole: its figures are written, what it would resume from goes."""
-    write(folder / METRICS, metrics.model_dump_json(indent=2).encode() + b"\n")
+    write_whole(folder / METRICS, metrics.model_dump_json(indent=2).encode() + b"\n")
     (folder / RESUME).unlink(missing_ok=True)
 
 

@@ -25,6 +25,7 @@ from export.errors import ExportError
 from export.evaluate import Evaluation, evaluate
 from export.fit import fit, world
 from service.calibration import probabilities
+from service.files import write_whole
 from service.spec import ImageSpec
 
 NAMED = 10  # images that are left out
@@ -195,7 +196,7 @@ def _learn(task: Task, subject: Subject, folder: Path, device: str, console: Con
     if task.strategy == strategies.LINEAR:
         started = time.monotonic()
         how = linear.fit(subject.network, subject.dataset, subject.image)
-        run.write(folder / run.CHECKPOINT, weights.dump(subject.module))
+        write_whole(folder / run.CHECKPOINT, weights.dump(subject.module))
         return Learned((), 0, time.monotonic() - started, f"logistic regression on the features, {how}")
     plan = strategies.plan(subject.module, subject.network, subject.image, task.strategy, task.options.learning_rate)
     keeper = fit(

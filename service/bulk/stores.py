@@ -6,7 +6,6 @@ import functools
 import glob
 import os
 import re
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +15,7 @@ import pyarrow
 from pyarrow import fs
 
 from service.errors import InvalidImage, TooLarge
+from service.files import write_whole
 from service.settings import InvalidSettings
 
 SCHEMES = ("s3", "gs")  # of addresses whose path begins with a bucket
@@ -120,20 +120,7 @@ class Disk:
     def write(self, path: str, data: pyarrow.Buffer) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-        try:
-            with aside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_whole(target, data)
 
     def shown(self, path: str) -> str:
         return os.fsencode(path).decode("utf-8", "replace")  # names need not be text, tables have to be
