@@ -27,7 +27,7 @@ check: $(VENV)/.dev ## lint, format, types, import directions: what CI checks be
 
 SECONDS := 60
 fuzz: $(VENV)/.dev ## fuzz everything that reads strangers' input, for a minute each (SECONDS=…)
-	@for target in decoder bodies tensors config archive; do \
+	@for target in decoder bodies tensors config archive http2; do \
 		$(BIN)/python -m tests.fuzz $$target --seconds $(SECONDS) || exit; done
 
 audit: $(VENV)/.dev ## ask whether anything installed has a known vulnerability, if that can be asked from here

@@ -115,6 +115,7 @@ class Gateway:
             tracer=self._tracer,
             max_images=settings.max_images,
             problems=self.problems,
+            tls=settings.tls(),
         )
 
     async def start(self) -> None:
@@ -252,7 +253,7 @@ async def serve(settings: Settings, member: Member | None = None) -> int:
     if member is None:
         log.info("listening on %s", http_server.listen(settings.host, settings.port))
         if settings.grpc_port is not None:
-            log.info("listening on %s", await gateway.grpc.listen(settings.host, settings.grpc_port, settings.tls()))
+            log.info("listening on %s", gateway.grpc.listen(settings.host, settings.grpc_port))
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -288,8 +289,8 @@ async def serve(settings: Settings, member: Member | None = None) -> int:
         # A worker that took requests while it loads would refuse what the others can answer.
         await asyncio.wait([loading])
         http_server.adopt(member.http)
-        if member.grpc_port is not None:
-            await gateway.grpc.listen(settings.host, member.grpc_port, settings.tls(), shared=True)
+        if member.grpc is not None:
+            gateway.grpc.adopt(member.grpc)
     await asyncio.gather(http_server.serve(), gateway.grpc.serve(settings.drain_timeout))
     failed = loading.done() and not loading.cancelled() and loading.exception() is not None
     loading.cancel()

@@ -14,13 +14,13 @@ class Member:
     Attributes:
         folder: The workers' own, gone when the server is: files of their metrics, and their sockets.
         http: File descriptor of the socket that all of them accept from.
-        grpc_port: Of gRPC, which each of them listens on; the kernel deals out the connections. None if there is none.
+        grpc: That of gRPC; None if there is none.
         alive: File descriptor of a pipe that ends when the supervisor does.
     """
 
     folder: str
     http: int
-    grpc_port: int | None
+    grpc: int | None
     alive: int
 
     def argument(self) -> str:

@@ -21,11 +21,6 @@ def shown(scheme: str, host: str, port: int) -> str:
     return f"{scheme}://{address(host, port)}"
 
 
-def no_grpc(host: str, port: int, error: Exception) -> OSError:
-    """What is said where gRPC cannot listen."""
-    return OSError(f"gRPC cannot listen on {address(host, port)} (--grpc-port chooses another): {error}")
-
-
 def listening(host: str, port: int) -> socket.socket:
     """A socket that listens.
 
@@ -35,15 +30,10 @@ def listening(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family(host), backlog=BACKLOG)
 
 
-def reserved(host: str, port: int) -> socket.socket:
-    """A socket that takes an address without listening, for several processes to listen on it.
-
-    Raises:
-        OSError: Somebody else has it.
-    """
-    with listening(host, port) as alone:  # fails if anybody listens there
-        port = alone.getsockname()[1]
-    taken = socket.socket(family(host))
-    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    taken.bind((host, port))
-    return taken
+def listening_for_grpc(host: str, port: int) -> socket.socket:
+    """As `listening`; the error says which option chooses another address."""
+    try:
+        return listening(host, port)
+    except OSError as error:
+        where = address(host, port)
+        raise OSError(f"gRPC cannot listen on {where} (--grpc-port chooses another): {error}") from error

@@ -1,6 +1,6 @@
 """Starts the workers of a server, starts another for each that dies, and stops them all.
 
-The supervisor answers nothing itself. It holds what outlives a worker: the listening socket, so that no connection is
+The supervisor answers nothing itself. It holds what outlives a worker: the listening sockets, so that no connection is
 refused or lost while one is replaced, and the folder in which the workers count, so that counts outlive them too.
 """
 
@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -59,16 +58,15 @@ class Supervisor:
         with contextlib.ExitStack() as held:
             http = held.enter_context(sockets.listening(settings.host, settings.port))
             log.info("listening on %s", sockets.shown(f"http{scheme}", settings.host, http.getsockname()[1]))
-            grpc_port = None
+            grpc = None
             if settings.grpc_port is not None:
-                grpc = held.enter_context(_reserved(settings.host, settings.grpc_port))
-                grpc_port = grpc.getsockname()[1]
-                log.info("listening on %s", sockets.shown(f"grpc{scheme}", settings.host, grpc_port))
+                grpc = held.enter_context(sockets.listening_for_grpc(settings.host, settings.grpc_port))
+                log.info("listening on %s", sockets.shown(f"grpc{scheme}", settings.host, grpc.getsockname()[1]))
             folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="fovea-", ignore_cleanup_errors=True)))
             alive, mine = os.pipe()
             held.callback(os.close, alive)
             held.callback(os.close, mine)
-            member = Member(str(folder), http.fileno(), grpc_port, alive)
+            member = Member(str(folder), http.fileno(), grpc.fileno() if grpc else None, alive)
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._pass_on, number)
@@ -111,7 +109,7 @@ class Supervisor:
             sys.executable,
             *("-m", "service", *self._arguments, "--member", member.argument()),
             env=environment,
-            pass_fds=(member.http, member.alive),
+            pass_fds=[each for each in (member.http, member.grpc, member.alive) if each is not None],
             start_new_session=True,  # a Ctrl-C reaches it once: through us
         )
         self._processes[process.pid] = process
@@ -140,10 +138,3 @@ class Supervisor:
         for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-
-
-def _reserved(host: str, port: int) -> socket.socket:
-    try:
-        return sockets.reserved(host, port)
-    except OSError as error:
-        raise sockets.no_grpc(host, port, error) from error

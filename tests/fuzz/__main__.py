@@ -25,7 +25,7 @@ def main() -> int:
         epilog="A finding is any error but the documented refusals, a wrong answer, or more time or memory than one"
         " input may take. Fix it, and keep the file: tests/fuzz/test_replay.py runs all that is in that folder.",
     )
-    parser.add_argument("target", choices=["decoder", "bodies", "tensors", "config", "archive"])
+    parser.add_argument("target", choices=["decoder", "bodies", "tensors", "config", "archive", "http2"])
     parser.add_argument("--seconds", type=int, default=60, help="how long (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the mutations; 0 takes one at random (default)")
     parser.add_argument("--corpus", type=Path, help="folder of inputs to go on from, and to add to (default: none)")

@@ -9,6 +9,8 @@ from base64 import b64encode
 from functools import cache
 from typing import Any
 
+import h2.connection
+import hpack
 import numpy as np
 import orjson
 from google.protobuf import text_format
@@ -178,4 +180,49 @@ ARCHIVE_WORDS = [
     b"\\",
     b"C:",
     b"\xff\xff\xff\xff",
+]
+
+
+_REQUEST = [(":method", "POST"), (":scheme", "http"), (":path", "/a.B/C"), (":authority", "x"), ("te", "trailers")]
+
+
+def conversations() -> dict[str, bytes]:
+    """What HTTP/2 clients say after the preface: a call, several with all kinds of frames, and one of its own."""
+    found = {}
+    for name, calls in (("one", 1), ("three", 3)):
+        client = h2.connection.H2Connection()
+        client.initiate_connection()
+        for call in range(calls):
+            number = client.get_next_available_stream_id()
+            client.send_headers(number, [*_REQUEST, ("x-call", str(call) * 30)], priority_weight=call + 1)
+            client.send_data(number, b"\0\0\0\0\5hello" * 20, pad_length=call)
+            client.ping(b"12345678")
+            client.increment_flow_control_window(1000)
+            if call % 2:
+                client.reset_stream(number)
+            else:
+                client.end_stream(number)
+        found[name] = client.data_to_send()[24:]
+    block = hpack.Encoder().encode(_REQUEST)
+    parts = [
+        *((1, 0, block[:9]), (9, 0, block[9:12]), (9, 4, block[12:])),
+        *((0, 1, b"data"), (4, 0, b"\0\4\0\0\0\1"), (7, 0, bytes(8))),
+    ]
+    found["continued"] = b"".join(
+        len(data).to_bytes(3) + bytes([kind, flags]) + (kind in (0, 1, 9)).to_bytes(4) + data
+        for kind, flags, data in parts
+    )
+    return found
+
+
+CONVERSATION_WORDS = [
+    *(
+        b"\0\0\4" + bytes([kind, flags]) + stream.to_bytes(4)
+        for kind in range(10)
+        for flags, stream in ((0, 1), (5, 3), (1, 0))
+    ),
+    b"\x82\x86\x84",  # indexed fields
+    b"\x3f\xe1\x1f",  # the size of the table
+    b"\x7f\xff\xff\xff",
+    *(bytes([0, setting]) for setting in range(1, 7)),
 ]

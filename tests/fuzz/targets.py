@@ -22,6 +22,9 @@ from service.heads.archive import ArchiveLimits, read_archive
 from service.oip.tensors import Tensor, from_json, from_raw, to_json, to_raw
 from service.preprocess import Limits, Preprocessor
 from service.spec import ImageSpec, InvalidSpec, parse_config, read_config, spec_parameters
+from service.transports.grpc.http2 import frames
+from service.transports.grpc.http2.connection import Connection, Stream
+from service.transports.grpc.http2.headers import Headers, encode, status
 from service.transports.grpc.messages import parse
 from service.transports.grpc.open_inference import _request as protobuf_request  # what every call goes through
 from service.transports.http.bodies import BodyLimits, images_in
@@ -30,11 +33,13 @@ from tests.fuzz.seeds import (
     ARCHIVE_WORDS,
     BODY_WORDS,
     CONFIG_WORDS,
+    CONVERSATION_WORDS,
     IMAGE_WORDS,
     TENSOR_WORDS,
     archives,
     bodies,
     configs,
+    conversations,
     images,
     tensors,
 )
@@ -212,10 +217,66 @@ def unpack(data: bytes) -> None:
         assert not {"..", ""} & set(entry.name.split("/"))
 
 
+# A connection of HTTP/2, which is answered.
+
+
+class _Echo:
+    """Answers each request with its body. Satisfies `Receiver`."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.body = b""
+        self.over = False
+
+    def received(self, data: bytes) -> None:
+        assert not self.over
+        self.body += data
+        self.stream.consumed(len(data))
+
+    def ended(self) -> None:
+        assert not self.over
+        self.over = True
+        self.stream.send(status(200), self.body, encode((b"grpc-status", b"0")))
+
+    def broken(self) -> None:
+        self.over = True
+
+    def drained(self) -> None:
+        assert not self.stream.pending
+
+
+def talk(data: bytes) -> None:
+    """Whatever a client says, it is told in whole frames, and on streams that it has opened."""
+    said = bytearray()
+    opened = [0]
+
+    def begun(stream: Stream, headers: Headers) -> _Echo:
+        assert headers.values[b":path"]
+        assert stream.number > opened[-1]
+        opened.append(stream.number)
+        return _Echo(stream)
+
+    connection = Connection(said.extend, begun, max_streams=10)
+    connection.start()
+    half = len(data) // 2
+    for part in (frames.PREFACE, data[:half], data[half:]):
+        connection.receive(part)
+        assert len(connection.streams) <= 10
+    connection.drain()
+    connection.close()
+    place = 0
+    while place < len(said):
+        if said[place + 3] in (frames.DATA, frames.HEADERS):
+            assert int.from_bytes(said[place + 5 : place + 9]) in opened
+        place += frames.HEAD_BYTES + int.from_bytes(said[place : place + 3])
+    assert place == len(said)
+
+
 TARGETS = {
     "decoder": Target(decode, images, IMAGE_WORDS),
     "bodies": Target(read_body, bodies, BODY_WORDS, seconds=0.25),
     "tensors": Target(read_tensors, tensors, TENSOR_WORDS, seconds=0.25),
     "config": Target(read_spec, configs, CONFIG_WORDS),
     "archive": Target(unpack, archives, ARCHIVE_WORDS, seconds=0.25),
+    "http2": Target(talk, conversations, CONVERSATION_WORDS, seconds=0.25),
 }

@@ -12,7 +12,7 @@ from tests.fuzz.mutation import mutated
 from tests.fuzz.seeds import images
 from tests.fuzz.targets import TARGETS, Target, TooSlow
 
-MUTATIONS = {"decoder": 1500, "bodies": 1500, "tensors": 1500, "config": 200, "archive": 1000}
+MUTATIONS = {"decoder": 1500, "bodies": 1500, "tensors": 1500, "config": 200, "archive": 1000, "http2": 3000}
 FOUND = sorted(file for file in Path(__file__).with_name("findings").glob("*/*") if file.is_file())
 
 

@@ -165,7 +165,7 @@ async def test_more_calls_than_are_taken_at_once(repository: Path, launch: Launc
 
 async def test_a_storm(tmp_path: Path, launch: Launch) -> None:
     """Every call gets one answer, right or a refusal, and the books balance."""
-    publish_tiny(tmp_path / "models", work=10)
+    publish_tiny(tmp_path / "models", work=40)
     server = launch(tmp_path / "models", access_log=False)
     statuses: dict[str | None, int] = {}
 

@@ -16,12 +16,13 @@ from typing import Any
 import grpc
 
 from service.access.rates import Pending
-from service.errors import BackendUnavailable, DeadlineExceeded, FoveaError, TooLarge
+from service.errors import BackendUnavailable, DeadlineExceeded, FoveaError, InvalidRequest, TooLarge
 from service.logs import request_id_context
 from service.metrics import Metrics
 from service.tracing.trace import Tracer
 from service.transports.exchange import Accounts, Exchange
 from service.transports.grpc import traced
+from service.transports.grpc.rpc import Rpc
 from service.transports.grpc.statuses import STATUSES, trailers
 
 RETRY_AFTER = 1.0  # seconds, where nothing says how long it will take
@@ -97,43 +98,79 @@ class InFlight:
 
 
 class Call(Exchange):
-    """One call, which is its own method handler: grpc reads these attributes and calls `unary_unary` or
-    `stream_stream`.
+    """One call. Satisfies `Owner`.
 
     Args:
         others: In flight with it.
         method: That was called.
-        given: The request id that the client chose.
+        rpc: It, as it came.
 
     Attributes:
         carrier: What came with it of the trace that it belongs to, if traces are sent.
     """
 
-    __slots__ = ("_context", "_cut", "_latest", "_others", "_task", "carrier", "method")
+    __slots__ = ("_cut", "_late", "_latest", "_others", "_rpc", "_task", "carrier", "method")
 
-    request_streaming = response_streaming = False
-    request_deserializer = response_serializer = None
-
-    def __init__(self, others: InFlight, method: Method, given: str | None) -> None:
-        super().__init__(given)
+    def __init__(self, others: InFlight, method: Method, rpc: Rpc) -> None:
+        given = rpc.metadata.get(b"x-request-id")
+        super().__init__(None if given is None else given.decode("latin-1"))
         self.method = method
         self.carrier: traced.Carrier = {}
         self.inference = method.inference
         self._others = others
+        self._rpc = rpc
         self._cut = False
-        self._context: grpc.aio.ServicerContext
+        self._late = False
         self._latest: float | None = None  # the call's own deadline, on the clock of `time.monotonic`
-        self._task: asyncio.Task[Any]
+        self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Count it from now on, until its task ends in whatever way."""
-        request_id_context.set(self.request_id)  # the task is this call's: nobody else sees it
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - grpc answers each call on a task of its own
-        self._task = task
+        """Count it from now on, until it ends in whatever way."""
         self._others.calls.add(self)
         self._others.accounts.inflight.inc()
-        task.add_done_callback(self._ended)
+        if self._rpc.timeout is not None:
+            self._latest = self.arrived + self._rpc.timeout
+
+    def start(self) -> None:
+        """Answer it."""
+        self._task = asyncio.get_running_loop().create_task(self._settle())
+        self._task.add_done_callback(self._ended)
+
+    def readable(self) -> None:
+        """Whoever reads knows."""
+
+    def gone(self) -> None:
+        """The client is, or does not want to know any more."""
+        self._break_off()
+
+    def late(self) -> None:
+        """Its deadline has passed."""
+        self._late = True
+        self._break_off()
+
+    def cut(self) -> None:
+        """Answer it with an error, at once: the server cannot wait any longer."""
+        self._cut = True
+        self._break_off()
+
+    def _break_off(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self._ended()
+
+    def _ended(self, task: asyncio.Task[None] | None = None) -> None:
+        """Nothing is done for it any more. If it has not been closed it was broken off, perhaps before it began."""
+        del task
+        if self not in self._others.calls:
+            return
+        self.code = self.why_cancelled()
+        if self._cut:
+            self._refuse(BackendUnavailable("the server is shutting down", retry_after=RETRY_AFTER))
+        elif self._late:
+            self._refuse(DeadlineExceeded("the deadline passed before there was an answer"))
+        else:
+            self._close()
 
     def allowed(self, part: Exchange | None = None) -> float | None:
         """Seconds that the call's own deadline leaves, from the arrival of the call or of one message of its stream."""
@@ -154,45 +191,54 @@ class Call(Exchange):
     def limits(self) -> Limits:
         return self._others.limits
 
-    def cut(self) -> None:
-        """Answer it with an error, at once: the server cannot wait any longer."""
-        self._cut = True
-        self._task.cancel()
-
     def why_cancelled(self) -> str:
         """The code of work that was cancelled."""
         if self._cut:
             return "backend_unavailable"
-        late = self._latest is not None and time.monotonic() > self._latest - CLOCK_SECONDS
+        late = self._late or (self._latest is not None and time.monotonic() > self._latest - CLOCK_SECONDS)
         return "deadline_exceeded" if late else "client_gone"
 
-    async def _settle(self, context: grpc.aio.ServicerContext, work: Awaitable[Any]) -> Any:
-        """Wait for the answer; what goes wrong becomes a status."""
-        self._context = context
-        remaining: float | None = context.time_remaining()
-        self._latest = None if remaining is None else time.monotonic() + remaining
+    async def _settle(self) -> None:
+        """Answer; what goes wrong becomes a status."""
+        request_id_context.set(self.request_id)  # the task is this call's: nobody else sees it
+        self._trace()
         try:
-            answer = await work
-        except asyncio.CancelledError:
-            self.code = self.why_cancelled()
-            if not self._cut:
-                raise
-            self._task.uncancel()
-            told: FoveaError = BackendUnavailable("the server is shutting down", retry_after=RETRY_AFTER)
+            answer = await self._answer()
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
-            told = self.fail(error)
+            self._refuse(self.fail(error))
         else:
-            context.set_trailing_metadata((("x-request-id", self.request_id),))
             self._close()
-            return answer
+            self._send(answer)
+
+    def refuse(self, error: FoveaError) -> None:
+        """Answer it with an error, without having looked at its message."""
+        self._trace()
+        self._refuse(self.fail(error))
+
+    def _refuse(self, told: FoveaError) -> None:
         self._close()
         metadata = (("x-request-id", self.request_id), *trailers(told))
-        return await context.abort(STATUSES[told.code], told.message, metadata)
+        self._rpc.finish(STATUSES[told.code], told.message, metadata)
 
-    def _checked(self, message: bytes, what: str) -> bytes:
+    def _trace(self) -> None:
+        """Begin its span, if it is to have one."""
+        if (tracer := self._others.accounts.tracer) is not None and not self.method.open:
+            self.carrier = traced.carrier_of(self._rpc.metadata)
+            if not self.method.streams:
+                traced.begin(tracer, self, self.method.name, self.carrier)
+
+    async def _answer(self) -> bytes:
+        """What is sent last, if not nothing."""
+        raise NotImplementedError
+
+    def _send(self, answer: bytes) -> None:
+        """Send what is sent last."""
+        raise NotImplementedError
+
+    def _checked(self, message: bytes) -> bytes:
         most = self._others.limits.max_message_bytes
         if len(message) > most:
-            raise TooLarge(f"the {what} has {len(message)} bytes; a message may have {most}")
+            raise TooLarge(f"the answer has {len(message)} bytes; a message may have {most}")
         return message
 
     def _close(self) -> None:
@@ -200,13 +246,6 @@ class Call(Exchange):
         self._others.calls.discard(self)
         traced.finish(self, STATUSES[self.code].value[0])
         self._others.accounts.close(self, "%s %s", self.method.name, STATUSES[self.code].name)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        del task
-        if self in self._others.calls:
-            if self.code == "ok":  # its message never came whole
-                self.code = "client_gone"
-            self._close()
 
 
 class UnaryCall(Call):
@@ -218,73 +257,68 @@ class UnaryCall(Call):
 
     __slots__ = ("pending",)
 
-    def __init__(self, others: InFlight, method: Method, given: str | None) -> None:
-        super().__init__(others, method, given)
+    def __init__(self, others: InFlight, method: Method, rpc: Rpc) -> None:
+        super().__init__(others, method, rpc)
         self.pending: Pending | None = None
 
-    async def unary_unary(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        answer: bytes = await self._settle(context, self._answer(request))
-        return answer
+    def readable(self) -> None:
+        """Its message has come: only now there is something to do."""
+        if self._task is None and self in self._others.calls:
+            self.start()
 
-    async def _answer(self, request: bytes) -> bytes:
+    async def _answer(self) -> bytes:
         if self.pending is not None:
             await self.pending()
         if self._latest is not None and self._latest <= time.monotonic():
             raise DeadlineExceeded("the deadline passed before the request had arrived")
-        answer = await self.method.answer(self, self._checked(request, "request"))
-        return self._checked(answer, "answer")
+        request = await self._rpc.read()
+        if request is None:
+            raise InvalidRequest("the call has no message")
+        return self._checked(await self.method.answer(self, request))
+
+    def _send(self, answer: bytes) -> None:
+        self._rpc.reply(answer, (("x-request-id", self.request_id),))
 
 
 class StreamCall(Call):
-    """Messages both ways."""
+    """Messages both ways.
 
-    __slots__ = ("_reader", "_said_all", "closed")
+    Attributes:
+        closed: The server reads no more.
+    """
 
-    request_streaming = response_streaming = True
+    __slots__ = ("_said_all", "closed")
 
-    def __init__(self, others: InFlight, method: Method, given: str | None) -> None:
-        super().__init__(others, method, given)
-        self.closed = asyncio.Event()
-        self._reader: asyncio.Task[Any] | None = None
+    def __init__(self, others: InFlight, method: Method, rpc: Rpc) -> None:
+        super().__init__(others, method, rpc)
+        self.closed = False
         self._said_all = False  # the client, which reads what is left and then knows how it ended
 
-    async def stream_stream(self, requests: object, context: grpc.aio.ServicerContext) -> None:
-        del requests
-        await self._settle(context, self._answer())
-
-    async def _answer(self) -> None:
+    async def _answer(self) -> bytes:
         if not self._others.closing:
             await self.method.answer(self)
         if self._others.closing and not self._said_all:
             raise BackendUnavailable("the server is shutting down", retry_after=RETRY_AFTER)
+        return b""
+
+    def _send(self, answer: bytes) -> None:
+        del answer
+        self._rpc.finish(grpc.StatusCode.OK, "", (("x-request-id", self.request_id),))
 
     async def read(self) -> bytes | None:
         """The next message; None when there is none any more, or the server reads no more.
 
         Raises:
-            TooLarge: It is.
+            FoveaError: It is too large, or no message.
         """
-        if self.closed.is_set():
-            return None
-        self._reader = asyncio.current_task()
-        try:
-            message = await self._context.read()
-        except asyncio.CancelledError:
-            if self.closed.is_set() and self._reader is not None and self._reader.uncancel() == 0:
-                return None
-            raise
-        finally:
-            self._reader = None
-        if message is grpc.aio.EOF:
-            self._said_all = True
-            return None
-        return self._checked(message, "request")
+        message = await self._rpc.read()
+        self._said_all = message is None and not self.closed
+        return message
 
     def close_reading(self) -> None:
         """Read no more."""
-        self.closed.set()
-        if self._reader is not None:
-            self._reader.cancel()
+        self.closed = True
+        self._rpc.close_reading()
 
     async def charge(self) -> None:
         """Count a message on the caller's key: each is a request.
@@ -302,7 +336,7 @@ class StreamCall(Call):
         Raises:
             TooLarge: It is.
         """
-        await self._context.write(self._checked(message, "answer"))
+        await self._rpc.write(self._checked(message))
 
     @contextmanager
     def part(self) -> Iterator[Exchange]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import grpc
-
 from service.access.keys import bearer
 from service.access.ring import Ring
 from service.errors import FoveaError, Overloaded
-from service.transports.grpc import traced
 from service.transports.grpc.calls import RETRY_AFTER, Call, InFlight, Method, StreamCall, UnaryCall
+from service.transports.grpc.http2.connection import Receiver, Stream
+from service.transports.grpc.http2.headers import Headers, status
+from service.transports.grpc.rpc import Rpc, not_grpc
 
 
-class Gate(grpc.GenericRpcHandler):  # type: ignore[misc]
+class Gate:
     """Finds the method of each call, and asks for a key where keys are needed.
 
     Args:
@@ -27,64 +27,57 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._methods = {method.name: method for method in methods}
         self._calls = calls
 
-    def service(self, details: grpc.HandlerCallDetails) -> Call:
-        """What grpc asks when a call begins: on the call's own task, before its message has come."""
-        given = secret = None
-        for key, value in details.invocation_metadata:
-            if key == "x-request-id" and isinstance(value, str):
-                given = value
-            elif key == "authorization" and isinstance(value, str):
-                secret = bearer(value)
-        method = self._methods.get(details.method)
-        call: Call
-        if method is None:
-            nothing = _NoSuchMethod(f"there is no method {details.method[:200]} here; reflection lists what there is")
-            call = Refused(self._calls, Method(details.method, _nothing), given, nothing)
-        elif len(self._calls.calls) >= (most := self._calls.limits.max_calls):
-            busy = Overloaded(f"{most} calls at once are as many as are taken", retry_after=RETRY_AFTER)
-            call = Refused(self._calls, method, given, busy)
-        else:
-            call = self._admitted(method, given, secret)
+    def opened(self, stream: Stream, headers: Headers) -> Receiver:
+        """What a connection asks when a request begins, before any of its body has come."""
+        if (wrong := not_grpc(headers)) is not None:
+            stream.send(None, trailers=status(wrong))
+            return _Nobody()
+        limits = self._calls.limits
+        rpc = Rpc(stream, headers, max_bytes=limits.max_message_bytes, patience=limits.max_timeout)
+        method = self._methods.get(rpc.method)
+        most = limits.max_calls
+        busy = len(self._calls.calls) >= most
+        shown = method or Method(rpc.method, _nothing, open=True)
+        call: Call = (StreamCall if shown.streams else UnaryCall)(self._calls, shown, rpc)
         call.begin()
-        if (tracer := self._calls.accounts.tracer) is not None and method is not None and not method.open:
-            call.carrier = traced.carrier_of(details.invocation_metadata)
-            if not isinstance(call, StreamCall):
-                traced.begin(tracer, call, method.name, call.carrier)
-        return call
-
-    def _admitted(self, method: Method, given: str | None, secret: str | None) -> Call:
-        """A call that is taken, if the key that came with it says so."""
-        call: UnaryCall | StreamCall = (StreamCall if method.streams else UnaryCall)(self._calls, method, given)
-        if method.open:
-            return call
         try:
-            call.caller = self._ring.check(secret)
-            if call.caller is not None and isinstance(call, UnaryCall):  # of a stream, each message is counted
-                call.pending = call.caller.charge()
+            rpc.begin(call, headers)
+            if method is None:
+                raise _NoSuchMethod(f"there is no method {rpc.method[:200]} here; reflection lists what there is")
+            if busy:
+                raise Overloaded(f"{most} calls at once are as many as are taken", retry_after=RETRY_AFTER)
+            self._admit(call, headers)
         except FoveaError as error:
-            refused = Refused(self._calls, method, given, error)
-            refused.caller = call.caller
-            return refused
-        return call
+            call.refuse(error)
+        else:
+            if method.streams:
+                call.start()
+        return rpc
+
+    def _admit(self, call: Call, headers: Headers) -> None:
+        """Raises: FoveaError: The key that came with the call does not say that it is taken."""
+        if call.method.open:
+            return
+        given = headers.values.get(b"authorization")
+        call.caller = self._ring.check(None if given is None else bearer(given.decode("latin-1")))
+        if call.caller is not None and isinstance(call, UnaryCall):  # of a stream, each message is counted
+            call.pending = call.caller.charge()
 
 
-class Refused(Call):
-    """A call that is not taken; its message is not read."""
+class _Nobody:
+    """Hears of what comes with a request that has been answered. Satisfies `Receiver`."""
 
-    __slots__ = ("_error",)
+    def received(self, data: bytes) -> None:
+        del data
 
-    request_streaming = response_streaming = True
+    def ended(self) -> None:
+        pass
 
-    def __init__(self, others: InFlight, method: Method, given: str | None, error: FoveaError) -> None:
-        super().__init__(others, method, given)
-        self._error = error
+    def broken(self) -> None:
+        pass
 
-    async def stream_stream(self, requests: object, context: grpc.aio.ServicerContext) -> None:
-        del requests
-        await self._settle(context, self._refuse())
-
-    async def _refuse(self) -> None:
-        raise self._error
+    def drained(self) -> None:
+        pass
 
 
 class _NoSuchMethod(FoveaError):

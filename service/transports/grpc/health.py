@@ -73,7 +73,7 @@ class Health:
             if (status := self._status(service)) != told:
                 await call.write(self._response(status))
                 told = status
-            if call.closed.is_set():
+            if call.closed:
                 return
             try:
                 async with asyncio.timeout(LOOK_SECONDS):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import grpc
 
 from service.access.ring import Ring
 from service.classifier import Classifier
@@ -18,17 +18,14 @@ from service.transports.grpc.calls import InFlight, Limits
 from service.transports.grpc.gate import Gate
 from service.transports.grpc.guard import Guard
 from service.transports.grpc.health import Health
+from service.transports.grpc.listener import Listener
 from service.transports.grpc.native import NativeService
 from service.transports.grpc.open_inference import OpenInferenceService
 from service.transports.grpc.reflection import Reflection
 from service.workers import sockets
 
-# Up to so much beyond the limit a message is read nevertheless, to be refused in our words and counted. What is larger
-# is refused by grpc itself, unread.
-MARGIN_BYTES = 2**20
-# A peer that has vanished without a word holds its streams for so long; by default it would be hours.
-KEEPALIVE_SECONDS = 60
-IDLE_SECONDS = 300  # of a connection without a call, which is then closed; clients connect again by themselves
+# Calls beyond the limit are refused in our words, and counted; so many on one connection.
+MARGIN_CALLS = 1000
 CUT_SECONDS = 1.0  # for refusals to leave when a drain has run out of time
 
 
@@ -44,6 +41,7 @@ class GrpcServer:
         tracer: Makes the calls' traces, if they are to have any.
         max_images: In one request, and worked on at once in one stream.
         problems: Why the server is not ready.
+        tls: Files of the certificate chain and of its key; None for plain text.
     """
 
     def __init__(
@@ -57,6 +55,7 @@ class GrpcServer:
         tracer: Tracer | None,
         max_images: int,
         problems: Callable[[], Sequence[str]],
+        tls: tuple[Path, Path] | None,
     ) -> None:
         services = (native.SERVICE, open_inference.SERVICE)
         self._health = Health(services, problems)
@@ -67,50 +66,32 @@ class GrpcServer:
             Reflection((*services, health.SERVICE)),
         )
         self._calls = InFlight(limits, metrics, tracer)
-        self._gate = Gate([method for part in parts for method in part.methods()], self._calls, ring)
+        gate = Gate([method for part in parts for method in part.methods()], self._calls, ring)
+        self._listener = Listener(gate.opened, max_streams=limits.max_calls + MARGIN_CALLS)
+        self._tls = tls
         self._stopped = asyncio.Event()
-        self._server: grpc.aio.Server | None = None
+        self._socket: socket.socket | None = None
 
-    async def listen(self, host: str, port: int, tls: tuple[Path, Path] | None, *, shared: bool = False) -> str:
-        """Take calls from now on.
+    def listen(self, host: str, port: int) -> str:
+        """Take the address.
 
         Args:
             host: Address to listen on.
             port: 0 takes a free one.
-            tls: Files of the certificate chain and of its key; None for plain text.
-            shared: Other processes of ours listen there, too; the kernel deals out the connections.
 
         Returns:
             The address, as `grpc://host:port`.
 
         Raises:
-            OSError: The address cannot be listened on.
+            OSError: It cannot be listened on.
         """
-        limits = self._calls.limits
-        server = grpc.aio.server(
-            options=(
-                ("grpc.so_reuseport", int(shared)),  # by default a second server would share the port, too
-                ("grpc.max_receive_message_length", limits.max_message_bytes + MARGIN_BYTES),
-                ("grpc.max_send_message_length", -1),  # the gate sees to it
-                ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
-                ("grpc.max_connection_idle_ms", IDLE_SECONDS * 1000),
-            ),
-        )
-        server.add_generic_rpc_handlers((self._gate,))
-        try:
-            if not shared:  # grpc would say no more than that it failed
-                sockets.listening(host, port).close()
-            if tls:
-                certificate, key = (path.read_bytes() for path in tls)
-                credentials = grpc.ssl_server_credentials([(key, certificate)])
-                port = server.add_secure_port(sockets.address(host, port), credentials)
-            else:
-                port = server.add_insecure_port(sockets.address(host, port))
-        except (OSError, RuntimeError) as error:
-            raise sockets.no_grpc(host, port, error) from error
-        await server.start()
-        self._server = server
-        return sockets.shown("grpcs" if tls else "grpc", host, port)
+        self._socket = sockets.listening_for_grpc(host, port)
+        host, port = self._socket.getsockname()[:2]
+        return sockets.shown("grpcs" if self._tls else "grpc", host, port)
+
+    def adopt(self, descriptor: int) -> None:
+        """Accept from a socket that listens already, which other processes may do, too."""
+        self._socket = socket.socket(fileno=descriptor)
 
     def drain(self) -> None:
         """Tell those who watch the server's health that it has changed."""
@@ -122,14 +103,13 @@ class GrpcServer:
         Args:
             drain_timeout: Seconds after that until what is still there is refused.
         """
+        if self._socket is not None:
+            await self._listener.start(self._socket, _context(*self._tls) if self._tls else None)
         await self._stopped.wait()
-        if self._server is None:
-            return
         self._calls.close_streams()
         self._health.changed()
-        stopping = asyncio.create_task(self._server.stop(drain_timeout + CUT_SECONDS))
         cut = asyncio.get_running_loop().call_later(drain_timeout, self._calls.cut)
-        await stopping
+        await self._listener.stop(drain_timeout + CUT_SECONDS)
         cut.cancel()
 
     def stop(self) -> None:
@@ -140,3 +120,10 @@ class GrpcServer:
         """Stop, and refuse what is still there."""
         self.stop()
         self._calls.cut()
+
+
+def _context(certificate: Path, key: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    context.set_alpn_protocols(["h2"])
+    return context

@@ -17,6 +17,7 @@ STATUSES: dict[str, grpc.StatusCode] = {
     "unknown_model": grpc.StatusCode.NOT_FOUND,
     "unknown_service": grpc.StatusCode.NOT_FOUND,  # whose health is asked
     "unknown_method": grpc.StatusCode.UNIMPLEMENTED,
+    "unknown_encoding": grpc.StatusCode.UNIMPLEMENTED,  # of messages
     "too_large": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "unsupported_format": grpc.StatusCode.INVALID_ARGUMENT,
     "invalid_image": grpc.StatusCode.INVALID_ARGUMENT,

@@ -6,7 +6,7 @@ belong to the trace of whoever opened it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from service.tracing.trace import HEADERS, Tracer, current
 from service.transports.exchange import Exchange
@@ -14,9 +14,9 @@ from service.transports.exchange import Exchange
 Carrier = dict[str, str]
 
 
-def carrier_of(metadata: Iterable[tuple[str, str | bytes]]) -> Carrier:
+def carrier_of(metadata: Mapping[bytes, bytes]) -> Carrier:
     """What a call's metadata says of the trace that it belongs to."""
-    return {key: value for key, value in metadata if key in HEADERS and isinstance(value, str)}
+    return {key: metadata[key.encode()].decode("latin-1") for key in HEADERS if key.encode() in metadata}
 
 
 def begin(tracer: Tracer, exchange: Exchange, method: str, carrier: Carrier) -> None:
