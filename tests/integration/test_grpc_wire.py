@@ -214,6 +214,13 @@ def test_the_server_keeps_a_deadline_that_the_client_does_not(server: Server, wi
     server.wait_until(lambda: server.metrics()("inflight", transport="grpc") == 0)
 
 
+def test_what_cannot_be_answered_by_the_deadline_is_refused_at_once(wire: Wire) -> None:
+    slow = pb.ClassifyRequest(images=[png(picture(3))], model="slow").SerializeToString()
+    assert wire.ask(framed(slow)).status == "0"  # what took a while just now would take it again
+    answer = wire.ask(framed(slow), grpc_timeout="10m")
+    assert (answer.status, answer.code) == ("8", "overloaded")
+
+
 def test_a_cancelled_call_is_over(server: Server, wire: Wire) -> None:
     slow = pb.ClassifyRequest(images=[png(picture(3))], model="slow").SerializeToString()
     before = server.metrics()("requests_total", transport="grpc", code="client_gone")

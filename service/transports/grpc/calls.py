@@ -109,7 +109,7 @@ class Call(Exchange):
         carrier: What came with it of the trace that it belongs to, if traces are sent.
     """
 
-    __slots__ = ("_cut", "_late", "_latest", "_others", "_rpc", "_task", "carrier", "method")
+    __slots__ = ("_cut", "_late", "_others", "_rpc", "_task", "carrier", "method")
 
     def __init__(self, others: InFlight, method: Method, rpc: Rpc) -> None:
         given = rpc.metadata.get(b"x-request-id")
@@ -121,15 +121,12 @@ class Call(Exchange):
         self._rpc = rpc
         self._cut = False
         self._late = False
-        self._latest: float | None = None  # the call's own deadline, on the clock of `time.monotonic`
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
         """Count it from now on, until it ends in whatever way."""
         self._others.calls.add(self)
         self._others.accounts.inflight.inc()
-        if self._rpc.timeout is not None:
-            self._latest = self.arrived + self._rpc.timeout
 
     def start(self) -> None:
         """Answer it."""
@@ -172,9 +169,14 @@ class Call(Exchange):
         else:
             self._close()
 
+    @property
+    def _latest(self) -> float | None:
+        """The call's own deadline, on the clock of `time.monotonic`."""
+        return None if self._rpc.timeout is None else self.arrived + self._rpc.timeout
+
     def allowed(self, part: Exchange | None = None) -> float | None:
         """Seconds that the call's own deadline leaves, from the arrival of the call or of one message of its stream."""
-        return None if self._latest is None else self._latest - (part or self).arrived
+        return None if (latest := self._latest) is None else latest - (part or self).arrived
 
     def deadline(self, part: Exchange | None = None, timeout: float | None = None) -> float:
         """When an answer is of no use any more, on the clock of `time.monotonic`.
@@ -195,7 +197,8 @@ class Call(Exchange):
         """The code of work that was cancelled."""
         if self._cut:
             return "backend_unavailable"
-        late = self._late or (self._latest is not None and time.monotonic() > self._latest - CLOCK_SECONDS)
+        latest = self._latest
+        late = self._late or (latest is not None and time.monotonic() > latest - CLOCK_SECONDS)
         return "deadline_exceeded" if late else "client_gone"
 
     async def _settle(self) -> None:
@@ -269,7 +272,7 @@ class UnaryCall(Call):
     async def _answer(self) -> bytes:
         if self.pending is not None:
             await self.pending()
-        if self._latest is not None and self._latest <= time.monotonic():
+        if (latest := self._latest) is not None and latest <= time.monotonic():
             raise DeadlineExceeded("the deadline passed before the request had arrived")
         request = await self._rpc.read()
         if request is None:
