@@ -5,7 +5,7 @@ the largest batch, once a few turns of the event loop have brought nothing more:
 load the next batch gathers while the last one runs.
 
 `Batcher` is in front of a blocking function, which has a thread of its own, but for batches that are over sooner than
-a thread could be woken. `RemoteBatcher` is in front of a server, which gets the next batches while it works on one.
+a thread could be woken. `service.remote_batcher` is in front of a server.
 
 Admission comes before decoding. `admit` predicts, from batch times measured on this machine, when an image arriving
 now would be answered, and refuses at once what could not be answered in time. Refusing costs microseconds; answering
@@ -21,30 +21,26 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.backends.base import Outputs, Row
+from service.backends.base import Batch, Outputs, Row, Share
+from service.batch_times import BatchTimes
 from service.errors import BackendFailed, BackendUnavailable, DeadlineExceeded, FoveaError, Overloaded
-from service.tracing.trace import Waiting, asking, current
+from service.tracing.trace import Waiting, current
 
 Run = Callable[[NDArray[np.uint8], frozenset[str]], Outputs]
-RunRemote = Callable[[Sequence[NDArray[np.uint8]], frozenset[str], float], Awaitable[Sequence[Outputs | FoveaError]]]
 
 SWEEP_SECONDS = 0.01  # how late, at most, a waiting request learns that its deadline has passed
-# A batch shorter than this runs on the event loop: handing it to another thread and back would take as long.
+# A batch shorter than this runs on the event loop: handing it to another thread and back would take as long. What slows
+# the one down, slows the other, too.
 INLINE_SECONDS = 0.001
-# Requests that come together arrive in one turn of the event loop over HTTP, and one by one over gRPC, whose server
-# takes several turns for each. So many turns without another one end the waiting: of an image on its own, and of one in
-# company, now or in the last batch. An empty turn takes some microseconds.
-ALONE_TURNS, TOGETHER_TURNS = 4, 16
-STALE_SECONDS = 1.0  # measurements older than this are doubted
-DOUBT = 4.0  # by this factor
-AHEAD = 2  # batches at a server per instance: one that it works on, one that waits there
-PIECES = 4  # that such a batch may come in: the server puts them together, so that nothing has to wait for others here
+# Requests that come together arrive in one turn of the event loop, or in the next. So many turns without another one end
+# the waiting; an empty turn takes some microseconds.
+QUIET_TURNS = 2
 LATE_WEIGHT = 0.05  # of one answer in the average of how late answers are
 # Mean deviations above that average that an answer is expected to be late (as TCP's retransmission timeout; Jacobson,
 # Congestion Avoidance and Control, 1988). Under overload all that is let in is let in at the last moment, so that half
@@ -53,52 +49,10 @@ LATE_DEVIATIONS = 4.0
 STUCK_SECONDS = 10.0  # a batch that runs this long beyond its prediction makes the batcher unhealthy
 
 
-class BatchTimes:
-    """Predicts how long a batch of n images takes.
-
-    The shape, seconds = fixed + each * n, is measured once, by `calibrate`; the scale follows what really runs, so
-    that a busy neighbour or a throttled clock shows within a few batches.
-    """
-
-    def __init__(self) -> None:
-        self._fixed = 0.0
-        self._each = 0.0
-        self._scale = 1.0
-        self._measured = time.monotonic()
-
-    def calibrate(self, one: float, many: float, size: int) -> None:
-        """Set the shape from the seconds of a batch of one and of a batch of `size` images."""
-        self._each = max((many - one) / (size - 1), one * 1e-3) if size > 1 else one
-        self._fixed = max(one - self._each, 0.0)
-        self._scale = 1.0
-        self._measured = time.monotonic()
-
-    def observe(self, size: int, seconds: float) -> None:
-        base = self._fixed + self._each * size
-        if base > 0:
-            weight = 0.5 if self.stale() else 0.2
-            # A batch that took a hundred times as long met with an accident; only several of them are a trend.
-            ratio = min(seconds / base, 4 * self._scale)
-            self._scale += weight * (ratio - self._scale)
-        self._measured = time.monotonic()
-
-    def at_best(self, size: int) -> float:
-        """What a batch of n images may take if the last batches were slower than the machine is.
-
-        As fast as first measured, then; and faster once all measurements are old.
-        """
-        return min(self._scale, 1.0) / (DOUBT if self.stale() else 1.0) * (self._fixed + self._each * size)
-
-    def stale(self) -> bool:
-        """Whether the last measurement is an old one."""
-        return time.monotonic() - self._measured > STALE_SECONDS
-
-    def predict(self, size: int) -> float:
-        return self._scale * (self._fixed + self._each * size)
-
-
 @dataclass(slots=True, eq=False)
-class _Entry:
+class Entry:
+    """An image that waits, or runs."""
+
     sample: NDArray[np.uint8]
     outputs: frozenset[str]
     deadline: float
@@ -109,8 +63,10 @@ class _Entry:
 
 
 @dataclass(slots=True, eq=False)
-class _Batch:
-    entries: list[_Entry]
+class Running:
+    """A batch under way."""
+
+    entries: list[Entry]
     started: float
     predicted: float  # seconds
     load: int = 0  # images under way when it started, its own among them
@@ -137,7 +93,7 @@ class Ticket:
 
     __slots__ = ("_batcher", "_deadline", "_held", "_promised")
 
-    def __init__(self, batcher: _Batching, deadline: float, promised: float) -> None:
+    def __init__(self, batcher: Batching, deadline: float, promised: float) -> None:
         self._batcher = batcher
         self._deadline = deadline
         self._promised = promised
@@ -165,7 +121,7 @@ class Ticket:
             self._batcher.give_back()
 
 
-class _Batching(ABC):
+class Batching(ABC):
     """Gathers samples into batches for one model version.
 
     Args:
@@ -198,13 +154,12 @@ class _Batching(ABC):
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._observer = observer
-        self._waiting: deque[_Entry] = deque()
+        self._waiting: deque[Entry] = deque()
         self._tickets = 0  # admitted, being decoded
-        self._running: list[_Batch] = []  # the oldest first
+        self._running: list[Running] = []  # the oldest first
         self._dispatching = False
         self._gathered = 0  # images that waited when last looked at
         self._quiet_turns = 0  # since then
-        self._in_company = False  # the last batch had several
         self._late = 0.0  # seconds by which answers of late came after what batch times alone had promised
         self._late_deviation = 0.0  # of single answers from that, on average
         self._sweeper: asyncio.TimerHandle | None = None
@@ -287,11 +242,11 @@ class _Batching(ABC):
         await self._idle.wait()
 
     @abstractmethod
-    def _launch(self, batch: _Batch) -> None:
+    def _launch(self, batch: Running) -> None:
         """Run a batch, then call `_finished`."""
 
     @abstractmethod
-    def _abandon(self, batch: _Batch) -> None:
+    def _abandon(self, batch: Running) -> None:
         """Nobody waits for this running batch any more."""
 
     # What tickets call.
@@ -310,7 +265,7 @@ class _Batching(ABC):
             future.set_exception(DeadlineExceeded("the deadline passed while the image was decoded"))
             return future
         traced = None if (trace := current.get()) is None else Waiting(trace, future, now)
-        self._waiting.append(_Entry(sample, outputs, deadline, promised, future, now, traced))
+        self._waiting.append(Entry(sample, outputs, deadline, promised, future, now, traced))
         self._observer.queued(len(self._waiting))
         self._dispatch_soon()
         if self._sweeper is None:
@@ -329,18 +284,16 @@ class _Batching(ABC):
         waiting = len(self._waiting)
         if waiting != self._gathered:
             self._gathered, self._quiet_turns = waiting, 0
-        patience = TOGETHER_TURNS if self._in_company or waiting > 1 else ALONE_TURNS
-        if waiting < self._max_batch and self._quiet_turns < patience:
+        if waiting < self._max_batch and self._quiet_turns < QUIET_TURNS:
             self._quiet_turns += 1
             self._loop.call_soon(self._dispatch)
             return
         self._gathered = self._quiet_turns = 0
-        self._in_company = waiting > 1
         self._dispatching = False
         if not self._has_room():  # more has come meanwhile
             return
         now = time.monotonic()
-        entries: list[_Entry] = []
+        entries: list[Entry] = []
         while self._waiting and len(entries) < self._max_batch:
             entry = self._waiting.popleft()
             if entry.future.done():  # its client has gone, or its deadline was swept
@@ -357,7 +310,7 @@ class _Batching(ABC):
             self._note_idle()
             return
         self._under_way += len(entries)
-        batch = _Batch(entries, now, self._seconds(self._under_way), self._under_way)
+        batch = Running(entries, now, self._seconds(self._under_way), self._under_way)
         self._running.append(batch)
         self._launch(batch)
         self._dispatch_soon()
@@ -379,7 +332,7 @@ class _Batching(ABC):
         if self._waiting or self._running:
             self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
-    def _finished(self, batch: _Batch, rows: list[Row | FoveaError], seconds: float) -> None:
+    def _finished(self, batch: Running, rows: list[Row | FoveaError], seconds: float) -> None:
         self._running.remove(batch)
         self._under_way -= len(batch.entries)
         if not batch.failed:  # what its retries took says nothing about the next batch
@@ -410,7 +363,7 @@ class _Batching(ABC):
             self._idle.set()
 
 
-class Batcher(_Batching):
+class Batcher(Batching):
     """In front of a blocking function.
 
     Args:
@@ -424,7 +377,7 @@ class Batcher(_Batching):
     def __init__(self, name: str, run: Run, *, max_batch: int, max_queue: int, observer: Observer) -> None:
         super().__init__(name, max_batch=max_batch, max_queue=max_queue, observer=observer)
         self._run = run
-        self._work: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Running | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name=f"infer-{name}", daemon=True)
 
     def start(self) -> None:
@@ -436,14 +389,14 @@ class Batcher(_Batching):
         self._work.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    def _launch(self, batch: _Batch) -> None:
-        if batch.predicted > INLINE_SECONDS:
+    def _launch(self, batch: Running) -> None:
+        if self.times.undisturbed(len(batch.entries)) > INLINE_SECONDS:
             self._work.put(batch)
         else:
             rows = self._execute(batch, batch.started)
             self._finished(batch, rows, time.monotonic() - batch.started)
 
-    def _abandon(self, batch: _Batch) -> None:
+    def _abandon(self, batch: Running) -> None:
         """It runs to its end: a thread cannot be stopped."""
 
     # On the inference thread, or inline.
@@ -455,98 +408,24 @@ class Batcher(_Batching):
             seconds = time.monotonic() - started
             self._loop.call_soon_threadsafe(self._finished, batch, rows, seconds)
 
-    def _execute(self, batch: _Batch, started: float) -> list[Row | FoveaError]:
+    def _execute(self, batch: Running, started: float) -> list[Row | FoveaError]:
         entries = batch.entries
         try:
             return self._rows(entries, started)
         except Exception as error:  # noqa: BLE001 - whatever the backend raises must not end the thread
             batch.failed = True
             if len(entries) == 1:
-                return [_failure(error)]
+                return [failure(error)]
             # One image may have failed the batch: run each alone, so that only the culprit pays.
-            return [self._execute(_Batch([entry], batch.started, 0.0), time.monotonic())[0] for entry in entries]
+            return [self._execute(Running([entry], batch.started, 0.0), time.monotonic())[0] for entry in entries]
 
-    def _rows(self, entries: list[_Entry], started: float) -> list[Row | FoveaError]:
+    def _rows(self, entries: list[Entry], started: float) -> list[Row | FoveaError]:
         samples = [entry.sample for entry in entries]
-        outputs = self._run(samples[0][None] if len(samples) == 1 else np.stack(samples), _wanted(entries))
-        return _rows(per_image(outputs, len(entries)), entries, started, time.monotonic() - started)
+        outputs = self._run(samples[0][None] if len(samples) == 1 else np.stack(samples), wanted(entries))
+        return rows_of(per_image(outputs, len(entries)), entries, started, time.monotonic() - started)
 
 
-class RemoteBatcher(_Batching):
-    """In front of a server that is asked over the network.
-
-    Args:
-        name: For messages.
-        run: Samples, output names and a deadline to the outputs of each sample, or what is wrong with it.
-        max_batch: Images in a batch at most.
-        max_queue: Images admitted but not yet sent, at most.
-        observer: Told of every batch.
-        instances: Batches that the server runs at once.
-    """
-
-    def __init__(
-        self, name: str, run: RunRemote, *, max_batch: int, max_queue: int, observer: Observer, instances: int
-    ) -> None:
-        super().__init__(
-            name,
-            max_batch=max_batch,
-            max_queue=max_queue,
-            observer=observer,
-            instances=instances,
-            ahead=AHEAD,
-            pieces=PIECES,
-        )
-        self._run = run
-        self._tasks: dict[_Batch, asyncio.Task[None]] = {}
-
-    def fail(self, error: FoveaError) -> None:
-        """Answer all that waits or runs with an error: the server is gone."""
-        for entry in (*self._waiting, *(entry for batch in self._running for entry in batch.entries)):
-            if not entry.future.done():
-                entry.future.set_exception(error)
-        self._waiting.clear()
-        self._observer.queued(0)
-        for task in self._tasks.values():
-            task.cancel()
-        self._note_idle()
-
-    def _launch(self, batch: _Batch) -> None:
-        self._tasks[batch] = self._loop.create_task(self._ask(batch))
-
-    def _abandon(self, batch: _Batch) -> None:
-        self._tasks[batch].cancel()
-
-    async def _ask(self, batch: _Batch) -> None:
-        rows: list[Row | FoveaError] = [BackendUnavailable("nobody waits any more", retry_after=1.0)] * len(
-            batch.entries
-        )
-        try:
-            rows = await self._execute(batch, batch.started)
-        except asyncio.CancelledError:
-            batch.failed = True  # by `_abandon` or `fail`: nobody waits
-        finally:
-            del self._tasks[batch]
-            self._finished(batch, rows, time.monotonic() - batch.started)
-
-    async def _execute(self, batch: _Batch, started: float) -> list[Row | FoveaError]:
-        entries = batch.entries
-        try:
-            with asking([entry.traced for entry in entries]):
-                answers = await self._run([entry.sample for entry in entries], _wanted(entries), batch.deadline)
-            return _rows(answers, entries, started, time.monotonic() - started)
-        except (BackendUnavailable, DeadlineExceeded) as error:  # whatever the images are
-            batch.failed = True
-            return [error] * len(entries)
-        except Exception as error:  # noqa: BLE001 - whatever the backend raises, these images get an answer
-            batch.failed = True
-            if len(entries) == 1:
-                return [_failure(error)]
-            # One image may have failed the batch: run each alone, so that only the culprit pays.
-            alone = [_Batch([entry], batch.started, 0.0) for entry in entries]
-            return [(await self._execute(each, time.monotonic()))[0] for each in alone]
-
-
-def _wanted(entries: list[_Entry]) -> frozenset[str]:
+def wanted(entries: list[Entry]) -> frozenset[str]:
     """The outputs that any of them wants."""
     return entries[0].outputs if len(entries) == 1 else frozenset().union(*(entry.outputs for entry in entries))
 
@@ -559,11 +438,12 @@ def per_image(outputs: Outputs, size: int) -> list[Outputs]:
     """
     if any(len(values) != size for values in outputs.values()):
         raise ValueError(f"a batch of {size} gave outputs of {[len(values) for values in outputs.values()]} rows")
-    return [{name: values[index] for name, values in outputs.items()} for index in range(size)]
+    batch = Batch(outputs)
+    return [Share(batch, index) for index in range(size)]
 
 
-def _rows(
-    answers: Sequence[Outputs | FoveaError], entries: list[_Entry], started: float, seconds: float
+def rows_of(
+    answers: Sequence[Outputs | FoveaError], entries: list[Entry], started: float, seconds: float
 ) -> list[Row | FoveaError]:
     return [
         answer if isinstance(answer, FoveaError) else Row(answer, started - entry.enqueued, seconds, len(entries))
@@ -571,7 +451,7 @@ def _rows(
     ]
 
 
-def _failure(error: Exception) -> FoveaError:
+def failure(error: Exception) -> FoveaError:
     if isinstance(error, FoveaError):
         return error
     failure = BackendFailed("the backend failed on this image; the server's log says more")

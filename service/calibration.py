@@ -22,6 +22,41 @@ Ints = NDArray[np.integer]
 BINS = 15
 
 
+class Judgement(NamedTuple):
+    """What calibration makes of the logits of N images.
+
+    Attributes:
+        probabilities: `[N, K]`.
+        order: `[N, K]`, indices of the classes, the most probable first.
+        rounded: `[N, K]`, the probabilities in that order, to six digits.
+        set_sizes: `[N]`, how many of the first classes are in the prediction set; 0 without sets.
+        unfamiliar: `[N]`.
+    """
+
+    probabilities: Floats
+    order: Ints
+    rounded: NDArray[np.float64]
+    set_sizes: list[int]
+    unfamiliar: list[bool]
+
+
+def judged(fitted: Calibration, outputs: Mapping[str, NDArray[np.generic]]) -> Judgement:
+    """Judge images.
+
+    Args:
+        fitted: Of the model, or of the head.
+        outputs: `logits [N, K]`, and `distance [N]` or `[N, 1]` if there is a threshold for it.
+    """
+    probs = probabilities(np.asarray(outputs["logits"], np.float32), fitted.temperature)
+    order = (-probs).argsort(axis=1, kind="stable")
+    # Rounded as Python rounds: a whole number is divided, so that it comes out as few digits.
+    rounded = np.rint(probs[np.arange(len(probs))[:, None], order].astype(np.float64) * 1e6) / 1e6
+    sizes = [0] * len(probs)
+    if fitted.conformal_quantile is not None:
+        sizes = _inside(probs, fitted.conformal_quantile).sum(axis=1).tolist()
+    return Judgement(probs, order, rounded, sizes, unfamiliar(fitted, outputs).tolist())
+
+
 def probabilities(logits: Floats, temperature: float = 1.0) -> Floats:
     """Softmax of `logits / temperature`.
 
@@ -146,8 +181,13 @@ def prediction_set(probs: Floats, quantile: float) -> Ints:
         probs: `[K]`.
         quantile: From `fit_conformal_quantile`.
     """
-    inside = np.flatnonzero(1 - probs <= quantile)  # as fitted; `probs >= 1 - quantile` rounds otherwise
+    inside = np.flatnonzero(_inside(probs, quantile))
     return np.asarray(inside[np.argsort(-probs[inside], kind="stable")])
+
+
+def _inside(probs: Floats, quantile: float) -> NDArray[np.bool_]:
+    """Which classes cannot be ruled out: of two, never the less probable alone."""
+    return np.asarray(1 - probs <= quantile)  # as fitted; `probs >= 1 - quantile` rounds otherwise
 
 
 def fit_energy_threshold(logits: Floats, false_alarm_rate: float = 0.05) -> float:

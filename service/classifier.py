@@ -13,14 +13,13 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.answers import Answer, ClassScore, Explained, ExplainedPrediction, Features, Inferred, Prediction, Timings
+from service.answers import Answer, Explained, Features, Inferred, Prediction
 from service.backends.base import InferenceBackend, ModelStatus, Row, ServedModel, Ticket
-from service.calibration import prediction_set, probabilities, unfamiliar
-from service.errors import BackendFailed, DeadlineExceeded, FoveaError, InvalidRequest, Overloaded, TooLarge
+from service.calibration import probabilities
+from service.errors import DeadlineExceeded, FoveaError, InvalidRequest, Overloaded, TooLarge
 from service.explain import (
     ALPHA,
     COLORMAP,
-    Explanation,
     Size,
     explanation,
     overlay,
@@ -29,11 +28,11 @@ from service.explain import (
     upright_size,
 )
 from service.header import probe
+from service.judge import Judge, explained, timings
 from service.metrics import Metrics
 from service.preprocess import Undecoded
 from service.routes.shadow import Seen, Shadows
 from service.routes.table import Choice, RouteTable
-from service.spec import Contract
 from service.statistics import Statistics
 from service.tracing.trace import current, span
 
@@ -84,6 +83,7 @@ class Classifier:
     ) -> None:
         self._backend = backend
         self._metrics = metrics
+        self._judge = Judge(metrics)
         self._routes = (routes or RouteTable(backend, metrics)).live
         self._shadows = shadows or Shadows(backend)
         self._traffic = self._shadows.traffic
@@ -125,9 +125,9 @@ class Classifier:
             outputs = served.spec.judged_by | EXPLAINED if explain else served.spec.judged_by
             row, sample, decode_seconds = await self._infer(served, ticket, image, outputs, deadline)
             size = await self._upright_size(image, deadline) if explain else None
-            prediction = self._predict(served.spec, row, top_k, _timings(began, decode_seconds, row))
+            prediction = self._judge.predict(served.spec, row, top_k, timings(began, decode_seconds, row))
             if size:
-                prediction = _with(prediction, explanation(served.spec, row.outputs, size))
+                prediction = explained(prediction, explanation(served.spec, row.outputs, size))
             if seen is not None:
                 seen.append(Seen(image, sample, prediction.classes[0].label))
             return prediction
@@ -155,7 +155,7 @@ class Classifier:
         async def one(ticket: Ticket, image: bytes) -> Features:
             row, _, decode_seconds = await self._infer(served, ticket, image, FEATURES, deadline)
             features = np.asarray(row.outputs["features"], np.float32)
-            return Features(features, _timings(began, decode_seconds, row))
+            return Features(features, timings(began, decode_seconds, row))
 
         return await self._answer(served, images, deadline, one)
 
@@ -254,7 +254,7 @@ class Classifier:
             row, sample, _ = await self._infer(served, ticket, given, wanted, deadline)
             if not judged:
                 return {name: np.asarray(row.outputs[name], np.float32) for name in outputs}
-            probs, _ = self._judge(served.spec, row)
+            probs = self._judge.probabilities(served.spec, row)
             if seen is not None and isinstance(given, bytes):
                 seen.append(Seen(given, sample, served.spec.labels[int(probs.argmax())]))
             return {"probabilities": probs}
@@ -369,7 +369,7 @@ class Classifier:
             found.image_size,
             round(probability, 6),
             COLORMAP,
-            _timings(began, decode_seconds, row),
+            timings(began, decode_seconds, row),
         )
 
     async def _upright_size(self, image: bytes, deadline: float) -> Size:
@@ -415,32 +415,6 @@ class Classifier:
         except TimeoutError:
             raise DeadlineExceeded(f"the deadline passed before {done}") from None
 
-    def _predict(self, spec: Contract, row: Row, top_k: int, timings: Timings) -> Prediction:
-        probs, abstained = self._judge(spec, row)
-        order = (-probs).argsort(kind="stable")[:top_k]
-        best = zip(order.tolist(), probs[order].tolist(), strict=True)  # numbers of Python's: numpy's cost more each
-        classes = [ClassScore(spec.labels[index], index, round(probability, 6)) for index, probability in best]
-        labels, coverage = None, None
-        if spec.calibration.conformal_quantile is not None:
-            labels = [spec.labels[index] for index in prediction_set(probs, spec.calibration.conformal_quantile)]
-            coverage = spec.calibration.coverage
-        return Prediction(classes, labels, coverage, abstained, timings)
-
-    def _judge(self, spec: Contract, row: Row) -> tuple[NDArray[np.float32], bool]:
-        """Calibrated probabilities `[K]` and whether to abstain; counted."""
-        calibration = spec.calibration
-        logits = np.asarray(row.outputs["logits"], np.float32)
-        probs = probabilities(logits, calibration.temperature)
-        if math.isnan(probs[0]):  # one logit that is no number leaves none
-            raise BackendFailed(f"{spec.name} gave an answer that is not a number")
-        best = int(probs.argmax())
-        self._metrics.prediction(spec.counted_as, spec.counted_label(spec.labels[best])).inc()
-        self._metrics.certainty(spec.counted_as).observe(round(float(probs[best]), 6))
-        abstained = bool(unfamiliar(calibration, row.outputs))
-        if abstained:
-            self._metrics.abstained.labels(spec.counted_as).inc()
-        return probs, abstained
-
     def _only_model(self) -> str:
         names = sorted({status.name for status in self._backend.models() if status.kind == "model"})
         if len(names) == 1:
@@ -467,24 +441,6 @@ def _is_quick(image: bytes) -> bool:
         return False
     header = probe(image)
     return header.pixels <= INLINE_PIXELS and header.format in INLINE_FORMATS
-
-
-def _timings(began: float, decode_seconds: float, row: Row) -> Timings:
-    def ms(seconds: float) -> float:
-        return round(seconds * 1000, 3)
-
-    return Timings(ms(decode_seconds), ms(row.queue_seconds), ms(row.infer_seconds), ms(time.monotonic() - began))
-
-
-def _with(prediction: Prediction, found: Explanation) -> ExplainedPrediction:
-    return ExplainedPrediction(
-        prediction.classes,
-        prediction.prediction_set,
-        prediction.coverage,
-        prediction.abstained,
-        prediction.timings_ms,
-        found,
-    )
 
 
 def _result(settled: T | BaseException) -> T | FoveaError:

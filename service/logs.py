@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Literal
@@ -16,6 +17,8 @@ from typing import Literal
 import orjson
 
 request_id_context: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+_access = logging.getLogger("fovea.access")
 
 FLUSH_SECONDS = 0.2
 FLUSH_LINES = 256
@@ -26,48 +29,80 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
-def _extras(record: logging.LogRecord) -> dict[str, object]:
-    return {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
-
-
 @lru_cache(maxsize=2)
 def _second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, request_id and the record's extras."""
+class LineFormatter(logging.Formatter):
+    """Makes lines of what a record holds, and of what never was one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        seconds = int(record.created)
+        exception = self.formatException(record.exc_info) if record.exc_info else None
+        extras = {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+        return self.line(record.created, record.levelname.lower(), record.name, record.getMessage(), extras, exception)
+
+    def line(
+        self,
+        created: float,
+        level: str,
+        logger: str,
+        message: str,
+        extras: Mapping[str, object],
+        exception: str | None = None,
+    ) -> str:
+        """One line, or several with a traceback; `created` is in seconds since 1970."""
+        raise NotImplementedError
+
+
+class JsonFormatter(LineFormatter):
+    """One JSON object a line: time (UTC), level, logger, message, request_id and the record's extras."""
+
+    def line(
+        self,
+        created: float,
+        level: str,
+        logger: str,
+        message: str,
+        extras: Mapping[str, object],
+        exception: str | None = None,
+    ) -> str:
+        seconds = int(created)
         line: dict[str, object] = {
-            "time": f"{_second(seconds)}.{int((record.created - seconds) * 1000):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
+            "time": f"{_second(seconds)}.{int((created - seconds) * 1000):03d}Z",
+            "level": level,
+            "logger": logger,
+            "message": message,
         }
         if request_id := request_id_context.get():
             line["request_id"] = request_id
-        line |= _extras(record)
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+        line |= extras
+        if exception is not None:
+            line["exception"] = exception
         text = orjson.dumps(line, default=str).decode()
         # JSON need not escape these, but readers that know Unicode end a line at some, and terminals obey others.
         return text if text.isascii() else _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-class TextFormatter(logging.Formatter):
+class TextFormatter(LineFormatter):
     """For people: time, level, message, extras, request id."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        extras = _extras(record)
+    def line(
+        self,
+        created: float,
+        level: str,
+        logger: str,
+        message: str,
+        extras: Mapping[str, object],
+        exception: str | None = None,
+    ) -> str:
+        del logger
         if request_id := request_id_context.get():
-            extras["request_id"] = request_id
-        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+            extras = {**extras, "request_id": request_id}
+        clock = time.strftime("%H:%M:%S", time.localtime(created))
         tail = "  " + " ".join(f"{key}={value}" for key, value in extras.items()) if extras else ""
-        line = f"{clock} {record.levelname.lower():7} {record.getMessage()}{tail}"
-        text = _CONTROL.sub(lambda match: repr(match[0])[1:-1], line)
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+        text = _CONTROL.sub(lambda match: repr(match[0])[1:-1], f"{clock} {level:7} {message}{tail}")
+        return text if exception is None else f"{text}\n{exception}"
 
 
 class BufferedHandler(logging.Handler):
@@ -76,18 +111,27 @@ class BufferedHandler(logging.Handler):
     Warnings and errors are written at once, with what waits before them; other lines within `FLUSH_SECONDS`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, formatter: LineFormatter | None = None) -> None:
         super().__init__()
+        self.lines = formatter or JsonFormatter()
+        self.setFormatter(self.lines)
         self._lines: list[str] = []
         self._waiting = threading.Event()
         threading.Thread(target=self._flush_now_and_then, name="log-flush", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._lines.append(self.format(record))
+            self.write(self.format(record))
         except Exception:  # noqa: BLE001 - logging never breaks what it logs
             self.handleError(record)
-        if record.levelno >= logging.WARNING or len(self._lines) >= FLUSH_LINES:
+        if record.levelno >= logging.WARNING:
+            self.flush()
+
+    def write(self, line: str) -> None:
+        """Have a line written before long."""
+        with self.lock or contextlib.nullcontext():
+            self._lines.append(line)
+        if len(self._lines) >= FLUSH_LINES:
             self.flush()
         elif len(self._lines) == 1:
             self._waiting.set()
@@ -108,6 +152,20 @@ class BufferedHandler(logging.Handler):
             self.flush()
 
 
+def access(line: str, values: tuple[object, ...], extras: Mapping[str, object]) -> None:
+    """Write a line like `%s %d` to the access log.
+
+    `logging` takes several times as long as the line itself: for a record, and the caller's place in the code.
+    """
+    if not _access.isEnabledFor(logging.INFO):
+        return
+    for handler in logging.root.handlers:
+        if isinstance(handler, BufferedHandler):
+            handler.write(handler.lines.line(time.time(), "info", _access.name, line % values, extras))
+            return
+    _access.info(line, *values, extra=extras)
+
+
 def configure(level: str, style: Literal["auto", "json", "text"], *, access: bool) -> None:
     """Send all logs to standard error.
 
@@ -122,11 +180,10 @@ def configure(level: str, style: Literal["auto", "json", "text"], *, access: boo
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     if style == "auto":
         style = "text" if sys.stderr.isatty() else "json"
-    handler = BufferedHandler()
-    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    handler = BufferedHandler(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    logging.getLogger("fovea.access").disabled = not access
+    _access.disabled = not access
     for chatty in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "alembic"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))

@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.calibration import Judgement
 from service.preprocess import Preprocessor
 from service.spec import Contract
 
 Outputs = Mapping[str, NDArray[np.generic]]
 State = Literal["loading", "ready", "failed", "unloaded"]
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """What a model gave for several images.
+
+    Attributes:
+        outputs: Per output name, `[N, …]`.
+        judgement: What calibration makes of them, once somebody has asked.
+    """
+
+    outputs: Outputs
+    judgement: Judgement | None = None
+
+
+class Share(Mapping[str, NDArray[np.generic]]):
+    """One image's outputs in a batch, without the batch dimension."""
+
+    __slots__ = ("batch", "index")
+
+    def __init__(self, batch: Batch, index: int) -> None:
+        self.batch = batch
+        self.index = index
+
+    def __getitem__(self, name: str) -> NDArray[np.generic]:
+        return np.asarray(self.batch.outputs[name][self.index])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.batch.outputs)
+
+    def __len__(self) -> int:
+        return len(self.batch.outputs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -269,9 +269,9 @@ class VersionObserver(Observer):
     """Counts the batches of one version under the name of its model; the versions' queues add up."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
-        self._size = metrics.batch_size.labels(model)
-        self._seconds = metrics.infer_seconds.labels(model)
-        self._depth = metrics.queue_depth.labels(model)
+        self._size = metrics.batching(model)
+        self._seconds = metrics.inferring(model)
+        self._depth = metrics.depth(model)
         self._queued = 0
 
     def batch(self, size: int, seconds: float) -> None:

@@ -18,10 +18,11 @@ from tritonclient.grpc import service_pb2 as pb
 from service.backends import triton_wire as wire
 from service.backends.base import Outputs
 from service.backends.catalogue import LoadFailed
-from service.batcher import Observer, RemoteBatcher, Ticket, per_image
+from service.batcher import Observer, Ticket, per_image
 from service.errors import BackendFailed, BackendUnavailable, DeadlineExceeded, FoveaError
 from service.golden import Drifted, golden_difference, golden_samples, misshapen
 from service.preprocess import Limits, Preprocessor, Undecoded
+from service.remote_batcher import RemoteBatcher
 from service.spec import ModelSpec
 from service.tracing.trace import outgoing
 

@@ -10,11 +10,11 @@ import time
 
 from service.access.ring import Caller
 from service.errors import Forbidden, FoveaError, RateExceeded, Unauthorized
+from service.logs import access
 from service.metrics import Metrics
 from service.tracing.trace import Trace, Tracer
 
 log = logging.getLogger(__name__)
-access_log = logging.getLogger("fovea.access")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -92,7 +92,7 @@ class Accounts:
         self._transport = transport
         self._metrics = metrics
         self.tracer = tracer
-        self.inflight = metrics.inflight.labels(transport)
+        self.inflight = metrics.under_way(transport)
         self._refused = {reason: metrics.refused.labels(transport, reason) for reason in _REFUSALS.values()}
 
     def count(self, exchange: Exchange) -> float:
@@ -117,13 +117,12 @@ class Accounts:
 
 def record(exchange: Exchange, seconds: float, line: str, *values: object) -> None:
     """Write a line of the access log."""
-    if access_log.isEnabledFor(logging.INFO):
-        extra = {"ms": round(seconds * 1000, 2), "code": exchange.code, "images": exchange.images}
-        if exchange.caller is not None:
-            extra["key"] = exchange.caller.id
-        if exchange.trace is not None:
-            extra["trace_id"] = exchange.trace.id
-        access_log.info(line, *values, extra=extra)
+    extras = {"ms": round(seconds * 1000, 2), "code": exchange.code, "images": exchange.images}
+    if exchange.caller is not None:
+        extras["key"] = exchange.caller.id
+    if exchange.trace is not None:
+        extras["trace_id"] = exchange.trace.id
+    access(line, values, extras)
 
 
 def _end(exchange: Exchange, trace: Trace) -> None:

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.backends.base import Row
-from service.batcher import INLINE_SECONDS, Batcher, BatchTimes
+from service.batch_times import BatchTimes
+from service.batcher import INLINE_SECONDS, Batcher
 from service.errors import BackendFailed, DeadlineExceeded, FoveaError, Overloaded
 from tests.batching import (
     LOGITS,

@@ -16,8 +16,9 @@ import pytest
 from numpy.typing import NDArray
 
 from service.backends.base import Outputs
-from service.batcher import SWEEP_SECONDS, Observer, RemoteBatcher
+from service.batcher import SWEEP_SECONDS, Observer
 from service.errors import DeadlineExceeded, Overloaded
+from service.remote_batcher import RemoteBatcher
 from tests.batching import LOGITS, sample
 
 FIXED, EACH, LARGEST = 0.002, 0.0025, 32  # seconds of a batch, of an image in it, and images
@@ -75,7 +76,8 @@ class Depth(Observer):
 def offered(factor: float, spread: float, monkeypatch: pytest.MonkeyPatch) -> Seen:
     """Poisson arrivals of so many times the capacity, in front of a server whose batch times vary."""
     loop, draws, seen = VirtualLoop(), random.Random(1), Seen()
-    monkeypatch.setattr("service.batcher.time", SimpleNamespace(monotonic=loop.time))
+    for module in ("batcher", "batch_times", "remote_batcher"):
+        monkeypatch.setattr(f"service.{module}.time", SimpleNamespace(monotonic=loop.time))
     server = asyncio.Lock()
 
     async def run(samples: Sequence[NDArray[np.uint8]], outputs: frozenset[str], deadline: float) -> list[Outputs]:

@@ -17,6 +17,7 @@ from service.calibration import (
     fit_conformal_quantile,
     fit_energy_threshold,
     fit_temperature,
+    judged,
     prediction_set,
     probabilities,
     reliability,
@@ -215,3 +216,27 @@ def test_of_one_image_the_distance_may_have_a_dimension_or_none(distance: float,
         outputs = {"logits": np.zeros(3, np.float32), "distance": np.full(shape, distance, np.float32)}
         found = unfamiliar(Calibration(abstain_above_distance=float(np.float32(0.3))), outputs)
         assert (found.shape, bool(found)) == ((), strange)
+
+
+# Many images at once.
+
+
+@given(
+    hnp.arrays(np.float32, (5, 4), elements=st.integers(-3, 3).map(float)),  # so that some are equal
+    st.sampled_from([None, 0.0, 0.3, 0.75, 1.0]),
+    st.sampled_from([0.5, 1.0, 2.0]),
+)
+def test_images_judged_together_are_judged_as_alone(
+    logits: NDArray[np.float32], quantile: float | None, temperature: float
+) -> None:
+    fitted = Calibration(temperature=temperature, coverage=0.9, conformal_quantile=quantile, abstain_above_energy=-2.0)
+    found = judged(fitted, {"logits": logits})
+    for index, row in enumerate(logits):
+        alone = probabilities(row, temperature)
+        assert found.probabilities[index].tolist() == alone.tolist()
+        assert found.order[index].tolist() == sorted(range(4), key=lambda each: -alone[each])
+        assert found.rounded[index].tolist() == pytest.approx(sorted(alone.tolist(), reverse=True), abs=6e-7)
+        assert all(float(f"{value:.6f}") == value for value in found.rounded[index].tolist())
+        within = [] if quantile is None else prediction_set(alone, quantile).tolist()
+        assert found.order[index, : found.set_sizes[index]].tolist() == within
+        assert found.unfamiliar[index] == bool(unfamiliar(fitted, {"logits": row}))

@@ -12,7 +12,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-from service.logs import FLUSH_LINES, BufferedHandler, JsonFormatter, TextFormatter, configure, request_id_context
+from service.logs import (
+    FLUSH_LINES,
+    BufferedHandler,
+    JsonFormatter,
+    TextFormatter,
+    access,
+    configure,
+    request_id_context,
+)
 
 
 def record(message: str = "hello %s", *args: object, **extras: object) -> logging.LogRecord:
@@ -104,6 +112,7 @@ def test_levels_and_the_access_log_can_be_turned_down(capsys: pytest.CaptureFixt
     configure("warning", "text", access=False)
     logging.getLogger("service.test").info("quiet")
     logging.getLogger("fovea.access").warning("a request")
+    access("a %s", ("request",), {})
     logging.getLogger("service.test").warning("loud")
     shown = capsys.readouterr().err
     assert "loud" in shown
@@ -133,3 +142,19 @@ def test_a_full_disk_under_the_log_fails_no_request(
 def test_a_handler_that_is_flushed_with_nothing_to_say_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     BufferedHandler().flush()
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("configured")
+def test_a_line_of_the_access_log_is_one_like_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("info", "json", access=True)
+    token = request_id_context.set("abc-1")
+    try:
+        access("%s %s %d", ("POST", "/a\u2028b", 200), {"ms": 1.5})
+        logging.getLogger("fovea.access").info("%s %s %d", "POST", "/a\u2028b", 200, extra={"ms": 1.5})
+    finally:
+        request_id_context.reset(token)
+    logging.getLogger("service.test").error("now")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]  # which ends lines at U+2028, too
+    assert [line.pop("time")[-1] for line in lines] == ["Z"] * 3
+    assert lines[0] == lines[1]
+    assert lines[0]["message"] == "POST /a\u2028b 200"

@@ -13,8 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from service.backends.base import Outputs, Row
-from service.batcher import AHEAD, PIECES, Observer, RemoteBatcher
+from service.batcher import Observer
 from service.errors import FoveaError, InvalidImage
+from service.remote_batcher import AHEAD, PIECES, RemoteBatcher
 from tests.batching import LOGITS, POISON, sample, until, value_of
 
 BATCH = 4

@@ -6,12 +6,14 @@ import asyncio
 import binascii
 import time
 from base64 import b64decode
+from collections.abc import Awaitable, Generator
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope
 
 from service.errors import DeadlineExceeded, InvalidRequest, TooLarge, UnsupportedFormat
 from service.transports.http.gate import ClientGone
@@ -54,20 +56,50 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int, deadline: fl
     chunks: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(deadline - time.monotonic()):  # around the first chunk too: it may never come
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                chunk: bytes = message.get("body", b"")
-                size += len(chunk)
-                if size > max_bytes:
-                    raise TooLarge(f"the request has more than {max_bytes} bytes")
-                chunks.append(chunk)
-                if not message.get("more_body"):
-                    return chunk if len(chunks) == 1 else b"".join(chunks)
+        while True:
+            message = await _by(deadline, receive())
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            chunk: bytes = message.get("body", b"")
+            size += len(chunk)
+            if size > max_bytes:
+                raise TooLarge(f"the request has more than {max_bytes} bytes")
+            chunks.append(chunk)
+            if not message.get("more_body"):
+                return chunk if len(chunks) == 1 else b"".join(chunks)
     except TimeoutError:
         raise DeadlineExceeded("the deadline passed before the request had arrived") from None
+
+
+async def _by(deadline: float, coming: Awaitable[Message]) -> Message:
+    """A message, which may never come; only one that is not there yet is worth a timer.
+
+    Raises:
+        TimeoutError: It did not come by the deadline.
+    """
+    steps = coming.__await__()
+    try:
+        waited_for = next(steps)
+    except StopIteration as over:
+        message: Message = over.value
+        return message
+    async with asyncio.timeout(deadline - time.monotonic()):
+        return await _Begun(steps, waited_for)
+
+
+class _Begun:
+    """The rest of what has taken its first step, and now waits."""
+
+    def __init__(self, steps: Generator[Any, Any, Message], waited_for: Any) -> None:
+        self._steps = steps
+        self._waited_for = waited_for
+
+    def __await__(self) -> Generator[Any, Any, Message]:
+        try:
+            yield self._waited_for
+            return (yield from self._steps)
+        finally:
+            self._steps.close()
 
 
 def images_in(content_type: bytes, body: bytes, limits: BodyLimits) -> list[bytes]:
