@@ -33,7 +33,7 @@ fuzz: $(VENV)/.dev ## fuzz everything that reads strangers' input, for a minute 
 audit: $(VENV)/.dev ## ask whether anything installed has a known vulnerability, if that can be asked from here
 	@$(BIN)/python -m tests.audit $(ARGS)
 
-bench: $(VENV)/.dev ## measure the gateway beside its peers on this machine (needs wrk; ARGS=… pass through)
+bench: $(VENV)/.dev ## measure the gateway beside its peers on this machine (needs wrk; ARGS="--model resnet18", …)
 	$(BIN)/python -m load_tests.bench $(ARGS)
 
 peers: $(VENV)/.dev ## install the servers that the benchmark compares with, each in an environment of its own (gigabytes)

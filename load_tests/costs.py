@@ -22,7 +22,9 @@ from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from load_tests.bench import ROOT, Contestant, load, processor_seconds, running, wrk_script
+from load_tests.contestants import Contestant, running
+from load_tests.gateway import ROOT, processor_seconds
+from load_tests.wrk import load, wrk_script
 
 SERVE = [sys.executable, "-m", "service", "serve", "--grpc-port", "off"]
 PORT = 8310  # and those after it

@@ -17,6 +17,7 @@ import base64
 import collections
 import json
 import random
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from load_tests import figures
 from load_tests.gateway import ROOT, Gateway, Usage, served
-from load_tests.overload import BOUNDARY, Line, multipart
+from load_tests.locust_users.http_client import multipart
 
 CLIENTS = 16
 SAMPLES = 100  # looks at the server's memory
@@ -41,7 +42,38 @@ SLACK = 2  # files or threads: one pool may not have been full
 SETTLE_SECONDS = 3.0
 PATIENCE_SECONDS = 30.0
 LENET, LETTERS = "/v1/models/lenet5-digits", "/v1/models/letters"
-JSON, FORM = "application/json", f"multipart/form-data; boundary={BOUNDARY}"
+JSON = "application/json"
+
+
+class Line(asyncio.Protocol):
+    """A connection with at most one request under way."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment] # of TCP
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._answer and not self._answer.done():
+            self._answer.set_exception(error or ConnectionError("the server hung up"))
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+        head, found, rest = self._data.partition(b"\r\n\r\n")
+        if found and self._answer and not self._answer.done():
+            length = int(re.search(rb"content-length: (\d+)", head, re.IGNORECASE)[1])  # type: ignore[index]
+            if len(rest) >= length:
+                self._data.clear()
+                self._answer.set_result((int(head[9:12]), bytes(rest)))
+
+    async def ask(self, request: bytes, seconds: float) -> tuple[int, bytes]:
+        """Status and body."""
+        self._answer = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        return await asyncio.wait_for(self._answer, seconds)
 
 
 @dataclass(frozen=True)
@@ -81,7 +113,7 @@ def questions(digit: bytes, letter: bytes) -> list[Question]:
         Question("classify, raw, new connection", 6, 200, raw, "new"),
         Question("classify, raw, cut off", 3, 0, raw, "cut"),
         Question("classify, half a body, cut off", 2, 0, raw[:-40], "cut"),
-        Question("classify, form of three", 8, 200, http("POST", classify, multipart(digit, 3), FORM)),
+        Question("classify, form of three", 8, 200, http("POST", classify, *multipart([digit] * 3))),
         Question("classify, JSON of two", 8, 200, http("POST", classify, both, JSON)),
         Question("classify, explained", 3, 200, http("POST", f"{classify}?explain=true", digit)),
         Question("classify, letters", 4, 200, http("POST", f"{LETTERS}/classify", letter)),

@@ -68,6 +68,44 @@ class Gateway:
         return Usage(value("VmRSS") * 1024 / 1e6, len(list((folder / "fd").iterdir())), value("Threads"), starved)
 
 
+def family(pid: int) -> Iterator[int]:
+    """A process and what it has started."""
+    yield pid
+    with contextlib.suppress(OSError):  # it may have ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from family(int(child))
+
+
+def spent(pid: int) -> float:
+    """Seconds of processor time of a process and its children so far."""
+    total = 0.0
+    for each in family(pid):
+        with contextlib.suppress(OSError):
+            total += processor_seconds(each)
+    return total
+
+
+def processor_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def predictions(url: str, model: str) -> float:
+    """Images that a gateway has classified with a model so far."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    mine = [line for line in lines if line.startswith("fovea_predictions_total{") and f'model="{model}"' in line]
+    return sum(float(line.split()[-1]) for line in mine)
+
+
+def free_ports(number: int) -> list[int]:
+    """So many that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        return [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(number)]
+
+
 @contextlib.contextmanager
 def served(repository: Path, log: Path) -> Iterator[Gateway]:
     """Start one, without its access log, and end it afterwards.
@@ -79,8 +117,7 @@ def served(repository: Path, log: Path) -> Iterator[Gateway]:
     Raises:
         SystemExit: It did not become ready.
     """
-    with contextlib.ExitStack() as stack:
-        ports = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(2)]
+    ports = free_ports(2)
     command = [sys.executable, "-m", "service", "serve", "--port", str(ports[0]), "--grpc-port", str(ports[1])]
     command += ["--model-repository", str(repository), "--no-access-log"]
     with tempfile.TemporaryDirectory() as folder, log.open("wb") as output:

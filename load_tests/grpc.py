@@ -12,17 +12,14 @@ import contextlib
 import importlib
 import json
 import shutil
-import signal
-import socket
 import statistics
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,11 +27,11 @@ from typing import Any
 import grpc
 from grpc_tools import protoc
 
-from load_tests.bench import ROOT, processor_seconds
+from load_tests.gateway import ROOT, Gateway, predictions, processor_seconds, served
+from load_tests.locust_users.http_client import multipart
 
 PROTO = ROOT / "service/transports/grpc/proto"
-SERVICE = "/fovea.v1.Classifier"
-BOUNDARY = "a-boundary-that-no-image-holds"
+CLASSIFY = "/fovea.v1.Classifier/Classify"
 STREAM_IMAGES = 100  # of one stream, which is then ended and begun anew
 GRPC_HEADERS = ("content-type: application/grpc", "te: trailers")
 
@@ -63,67 +60,40 @@ class Way:
     rates: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
-    def load(self, server: Server, folder: Path, seconds: float) -> None:
+    def measure(self, server: Gateway, model: str, folder: Path, seconds: float) -> None:
         """One round."""
-        body = folder / "body"
-        body.write_bytes(self.body)
-        command = ["h2load", "-c", str(self.connections), "-m1", "-D", f"{seconds:g}", "-d", str(body)]
-        command += [] if SERVICE in self.url else ["--h1"]
-        for header in self.headers:
-            command += ["-H", header]
-        before, cpu, began = server.predictions(), processor_seconds(server.process.pid), time.monotonic()
-        subprocess.run([*command, self.url], check=True, capture_output=True)
+        before, cpu, began = predictions(server.url, model), processor_seconds(server.process.pid), time.monotonic()
+        load(self, folder, seconds)
         took = time.monotonic() - began
-        images = server.predictions() - before
+        images = predictions(server.url, model) - before
         if not images:
             raise SystemExit(f"error: {self.name}: nothing was predicted")
         self.rates.append(images / took)
         self.cpu.append((processor_seconds(server.process.pid) - cpu) / images * 1e6)
 
 
-class Server:
-    """The gateway on free ports; a context.
-
-    Args:
-        repository: Of the models.
-        model: Whose predictions are counted.
-    """
-
-    def __init__(self, repository: Path, model: str) -> None:
-        self.model = model
-        self.port, self.grpc_port = _free_ports()
-        command = [sys.executable, "-m", "service", "serve", "--model-repository", str(repository)]
-        ports = ["--port", str(self.port), "--grpc-port", str(self.grpc_port)]
-        self.process = subprocess.Popen([*command, *ports], cwd=ROOT, stderr=subprocess.DEVNULL)
-
-    def __enter__(self) -> Server:
-        for _ in range(600):
-            with contextlib.suppress(urllib.error.URLError, ConnectionError):
-                self._get("/readyz")
-                return self
-            time.sleep(0.1)
-        raise SystemExit("error: the gateway did not become ready")
-
-    def __exit__(self, *error: object) -> None:
-        self.process.send_signal(signal.SIGINT)
-        self.process.wait(60)
-
-    def predictions(self) -> float:
-        """Images of the model so far."""
-        start = 'fovea_predictions_total{label="'
-        lines = self._get("/metrics").decode().splitlines()
-        return sum(
-            float(line.split()[-1]) for line in lines if line.startswith(start) and f'model="{self.model}"' in line
-        )
-
-    def _get(self, path: str) -> bytes:
-        answer: bytes = urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10).read()
-        return answer
-
-
-def _free_ports() -> tuple[int, int]:
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        return one.getsockname()[1], other.getsockname()[1]
+def load(way: Way, folder: Path, seconds: float) -> list[float]:
+    """Let h2load ask for so many seconds; milliseconds of each answer, of whatever status."""
+    body, log = folder / "body", folder / "log"
+    body.write_bytes(way.body)
+    log.unlink(missing_ok=True)
+    command = [
+        "h2load",
+        "-c",
+        str(way.connections),
+        "-m1",
+        "-D",
+        f"{seconds:g}",
+        "-d",
+        str(body),
+        "--log-file",
+        str(log),
+    ]
+    command += [] if CLASSIFY in way.url else ["--h1"]
+    for header in way.headers:
+        command += ["-H", header]
+    subprocess.run([*command, way.url], check=True, capture_output=True)
+    return [int(line.split()[2]) / 1000 for line in log.read_text().splitlines()]
 
 
 @contextlib.contextmanager
@@ -145,29 +115,30 @@ def framed(message: Any) -> bytes:
     return struct.pack(">BI", 0, len(data)) + data
 
 
-def ways(server: Server, pb: Any, image: bytes, several: int, connections: int) -> list[Way]:
+def unary(url: str, pb: Any, model: str, images: Sequence[bytes], connections: int) -> Way:
+    """The native service's call, at its URL."""
+    body = framed(pb.ClassifyRequest(images=images, model=model))
+    name = f"gRPC Classify, {_images(len(images))}"
+    return Way(name, len(images), url, body, GRPC_HEADERS, connections)
+
+
+def ways(server: Gateway, pb: Any, model: str, image: bytes, several: int, connections: int) -> list[Way]:
     """HTTP first; gRPC is compared with it."""
-    http = f"http://127.0.0.1:{server.port}/v1/models/{server.model}/classify"
-    rpc = f"http://127.0.0.1:{server.grpc_port}{SERVICE}"
+    http = f"{server.url}/v1/models/{model}/classify"
+    rpc = f"http://{server.grpc}{CLASSIFY}"
 
-    def multipart(images: int) -> Way:
-        part = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="i.png"\r\n\r\n'.encode()
-        body = (part + image + b"\r\n") * images + f"--{BOUNDARY}--\r\n".encode()
-        headers = (f"content-type: multipart/form-data; boundary={BOUNDARY}",)
-        return Way(f"HTTP multipart, {_images(images)}", images, http, body, headers, connections)
+    def form(images: int) -> Way:
+        body, media = multipart([image] * images)
+        return Way(f"HTTP multipart, {_images(images)}", images, http, body, (f"content-type: {media}",), connections)
 
-    def unary(images: int) -> Way:
-        body = framed(pb.ClassifyRequest(images=[image] * images, model=server.model))
-        return Way(f"gRPC Classify, {_images(images)}", images, f"{rpc}/Classify", body, GRPC_HEADERS, connections)
-
-    stream = framed(pb.ClassifyStreamRequest(image=image, model=server.model)) * STREAM_IMAGES
+    stream = framed(pb.ClassifyStreamRequest(image=image, model=model)) * STREAM_IMAGES
     streams = max(1, connections // 4)
     return [
-        multipart(1),
-        unary(1),
-        Way(f"gRPC ClassifyStream, {streams} streams", 1, f"{rpc}/ClassifyStream", stream, GRPC_HEADERS, streams),
-        multipart(several),
-        unary(several),
+        form(1),
+        unary(rpc, pb, model, [image], connections),
+        Way(f"gRPC ClassifyStream, {streams} streams", 1, f"{rpc}Stream", stream, GRPC_HEADERS, streams),
+        form(several),
+        unary(rpc, pb, model, [image] * several, connections),
     ]
 
 
@@ -175,14 +146,17 @@ def _images(number: int) -> str:
     return "one image" if number == 1 else f"{number} images"
 
 
-def check(server: Server, pb: Any, image: bytes) -> None:
+def top(address: str, pb: Any, model: str, image: bytes) -> Any:
+    """The classes that the native service at host:port names, best first."""
+    with grpc.insecure_channel(address) as channel:
+        ask = channel.unary_unary(CLASSIFY, pb.ClassifyRequest.SerializeToString, pb.ClassifyResponse.FromString)
+        return ask(pb.ClassifyRequest(images=[image], model=model), timeout=20).predictions[0].classes
+
+
+def check(server: Gateway, pb: Any, model: str, image: bytes) -> None:
     """Both ways must say the same, and not nothing."""
-    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-        ask = channel.unary_unary(
-            f"{SERVICE}/Classify", pb.ClassifyRequest.SerializeToString, pb.ClassifyResponse.FromString
-        )
-        ours = ask(pb.ClassifyRequest(images=[image], model=server.model), timeout=20).predictions[0].classes
-    url = f"http://127.0.0.1:{server.port}/v1/models/{server.model}/classify"
+    ours = top(server.grpc, pb, model, image)
+    url = f"{server.url}/v1/models/{model}/classify"
     answer = json.load(urllib.request.urlopen(urllib.request.Request(url, image, method="POST"), timeout=20))
     theirs = answer["predictions"][0]["classes"]
     if [(each.label, each.probability) for each in ours] != [(each["label"], each["probability"]) for each in theirs]:
@@ -204,15 +178,15 @@ def main() -> None:
     image = arguments.image.read_bytes()
     with (
         messages() as pb,
-        tempfile.TemporaryDirectory() as folder,
-        Server(arguments.repository.resolve(), arguments.model) as server,
+        tempfile.TemporaryDirectory() as name,
+        served(arguments.repository.resolve(), Path(name) / "log") as server,
     ):
-        check(server, pb, image)
-        entries = ways(server, pb, image, arguments.images, arguments.connections)
+        check(server, pb, arguments.model, image)
+        entries = ways(server, pb, arguments.model, image, arguments.images, arguments.connections)
         for number in range(arguments.rounds):
             print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
             for way in entries:
-                way.load(server, Path(folder), arguments.seconds)
+                way.measure(server, arguments.model, Path(name), arguments.seconds)
     report(entries, arguments)
 
 

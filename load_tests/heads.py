@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from load_tests.bench import ROOT, load
+from load_tests.gateway import ROOT
+from load_tests.wrk import load
 
 PORT = 8320
 URL = f"http://127.0.0.1:{PORT}"

@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from load_tests.bench import ROOT, load, processor_seconds, wrk_script
+from load_tests.gateway import ROOT, processor_seconds
+from load_tests.wrk import load, wrk_script
 
 PORT = 8330
 URL = f"http://127.0.0.1:{PORT}"

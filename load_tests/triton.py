@@ -22,11 +22,9 @@ import io
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,9 +38,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from tritonclient.utils import shared_memory
 
-from load_tests.bench import ROOT, load, processor_seconds, spent, wrk_script
+from load_tests.contestants import TRITON_GRPC, TRITON_HTTP, running
+from load_tests.contestants import Contestant as Server
+from load_tests.contestants import triton as triton_server
+from load_tests.gateway import processor_seconds, spent
+from load_tests.peers.network import prepared
+from load_tests.wrk import Load, load, wrk_script
 
-HTTP, GRPC, METRICS, GATEWAY, DECODING, TENSORS = 8310, 8311, 8312, 8313, 8314, 8315
+GATEWAY, DECODING, TENSORS = 8313, 8314, 8315
 
 
 @dataclass(frozen=True)
@@ -90,56 +93,53 @@ class Contestant:
 
 def executed(model: str) -> tuple[int, int]:
     """Images and batches that Triton ever ran of a model."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{HTTP}/v2/models/{model}/stats") as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{TRITON_HTTP}/v2/models/{model}/stats") as answer:
         (stats,) = json.load(answer)["model_stats"]
     return stats["inference_count"], stats["execution_count"]
 
 
-@contextlib.contextmanager
-def process(command: list[str], ready: str, log: Path) -> Iterator[int]:
-    """A server, from when it answers 200 at a URL until the end; yields its process id."""
-    with log.open("wb") as file, subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file) as server:
-        try:
-            for _ in range(600):
-                with contextlib.suppress(urllib.error.URLError, ConnectionError):
-                    urllib.request.urlopen(ready, timeout=5)
-                    break
-                if server.poll() is not None:
-                    sys.exit(f"{command[2]} ended: {log.read_text()[-2000:]}")
-                time.sleep(0.1)
-            else:
-                sys.exit(f"{command[2]} is not ready: {log.read_text()[-2000:]}")
-            yield server.pid
-        finally:
-            server.terminate()
-
-
 def decoded(encoded: bytes, side: int) -> NDArray[np.uint8]:
     """A tensor `[1, side, side, 3]` as torchvision's presets make it, but for the normalisation."""
-    image = Image.open(io.BytesIO(encoded)).convert("RGB")
-    shorter = round(side * 256 / 224)
-    scale = shorter / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return np.asarray(image.crop((left, top, left + side, top + side)))[None]
+    return prepared(Image.open(io.BytesIO(encoded)), (side, side, 3), round(side * 256 / 224))[None]
 
 
 async def tensors(
-    model: str, seconds: float, in_flight: int, *, port: int = GRPC, shared: bool = False, encoded: bytes | None = None
-) -> float:
-    """Images per second that a tensor client gets: its tensors in messages, in shared memory, or made from an image."""
+    model: str,
+    seconds: float,
+    in_flight: int,
+    *,
+    port: int = TRITON_GRPC,
+    shared: bool = False,
+    encoded: bytes | None = None,
+    pixels: NDArray[np.uint8] | None = None,
+    top: int | None = None,
+) -> Load:
+    """What a tensor client gets, with its tensors in messages, in shared memory, or made from an image.
+
+    Args:
+        model: That is asked.
+        seconds: How long.
+        in_flight: Tensors at once.
+        port: Of gRPC.
+        shared: Tensors go through shared memory.
+        encoded: An image that each tensor is made from anew.
+        pixels: The tensor `[1, H, W, C]`; None: noise.
+        top: Index of the class that a right answer puts first; None: every answer is right.
+    """
     client = triton.InferenceServerClient(f"127.0.0.1:{port}")
     threads = ThreadPoolExecutor(2)
     loop = asyncio.get_running_loop()
     metadata = await client.get_model_metadata(model)
     shape = [1, *(int(side) for side in metadata.inputs[0].shape[1:])]
-    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    if pixels is None:
+        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     wanted = [triton.InferRequestedOutput("logits")]
-    answered = 0
+    took: list[float] = []  # milliseconds
+    wrong = 0
     ends = time.monotonic() + seconds
 
     async def ask(number: int) -> None:
-        nonlocal answered
+        nonlocal wrong
         image = triton.InferInput("image", shape, "UINT8")
         region = None
         if shared:
@@ -147,15 +147,16 @@ async def tensors(
             region = shared_memory.create_shared_memory_region(name, f"/{name}", pixels.nbytes)
             await client.register_system_shared_memory(name, f"/{name}", pixels.nbytes)
             image.set_shared_memory(name, pixels.nbytes)
-        while time.monotonic() < ends:
+        while (began := time.monotonic()) < ends:
             if encoded is not None:
                 image.set_data_from_numpy(await loop.run_in_executor(threads, decoded, encoded, shape[1]))
             elif region is None:
                 image.set_data_from_numpy(pixels)
             else:
                 shared_memory.set_shared_memory_region(region, [pixels])
-            await client.infer(model, [image], outputs=wanted)
-            answered += 1
+            answer = await client.infer(model, [image], outputs=wanted)
+            took.append((time.monotonic() - began) * 1000)
+            wrong += int(top is not None and answer.as_numpy("logits").argmax() != top)
         if region is not None:
             await asyncio.sleep(0.5)  # Triton may still hold on to the memory of what it has answered
             await client.unregister_system_shared_memory(name)
@@ -164,38 +165,35 @@ async def tensors(
     await asyncio.gather(*map(ask, range(in_flight)))
     await client.close()
     threads.shutdown()
-    return answered / seconds
+    p50, p99 = np.percentile(took, (50, 99)).tolist()
+    return Load((len(took) - wrong) / seconds, p50, p99, wrong)
 
 
 @contextlib.contextmanager
 def contestants(options: argparse.Namespace, folder: Path) -> Iterator[tuple[int, list[Contestant]]]:
     """Triton's process id, and all that is measured in front of it; the first is what the others are held against."""
-    python = sys.executable
-    serve = [python, str(ROOT / "deploy/triton/serve.py"), "--repository", str(options.repository.resolve())]
-    serve += ["--http-port", str(HTTP), "--grpc-port", str(GRPC), "--metrics-port", str(METRICS), "--decode"]
-    gateway = [python, "-m", "service", "serve", "--backend", "triton"]
-    gateway += ["--triton-url", f"127.0.0.1:{GRPC}", "--no-access-log"]
+    serve = triton_server(options.repository.resolve(), options.model, "--decode")
+    gateway = [sys.executable, "-m", "service", "serve", "--backend", "triton"]
+    gateway += ["--triton-url", f"127.0.0.1:{TRITON_GRPC}", "--no-access-log"]
     script = folder / "post.lua"
     script.write_text(wrk_script(options.image.resolve(), "application/octet-stream"))
 
     def client(**how: Any) -> Callable[[int], float]:
-        return lambda seconds: asyncio.run(tensors(options.model, seconds, options.in_flight, **how))
+        return lambda seconds: asyncio.run(tensors(options.model, seconds, options.in_flight, **how)).rate
 
     def through(port: int) -> Callable[[int], float]:
         url = f"http://127.0.0.1:{port}/v1/models/{options.model}/classify"
-        return lambda seconds: load(url, script, seconds, options.in_flight)[0]
+        return lambda seconds: load(url, script, seconds, options.in_flight).rate
 
     with contextlib.ExitStack() as stack:
-        log = folder / "triton.log"
-        server = stack.enter_context(process(serve, f"http://127.0.0.1:{HTTP}/v2/models/{options.model}/ready", log))
+        server = stack.enter_context(running(serve, None))
         found = [Contestant("tensor client", client(), None)]
         found.append(Contestant("tensor client, shared memory", client(shared=True), None))
         found.append(Contestant("tensor client that decodes", client(encoded=options.image.read_bytes()), None))
         for name, port, where in (("gateway", GATEWAY, "gateway"), ("gateway, Triton decodes", DECODING, "triton")):
             command = [*gateway, "--port", str(port), "--decode-on", where]
             command += ["--grpc-port", str(TENSORS) if where == "gateway" else "off"]
-            ready = f"http://127.0.0.1:{port}/readyz"
-            front = stack.enter_context(process(command, ready, folder / f"{port}.log"))
+            front = stack.enter_context(running(Server(name, command, "/readyz", {}, port=port), None))
             found.append(Contestant(name, through(port), front))
             if where == "gateway":
                 found.append(Contestant("gateway, tensors", client(port=TENSORS), front))
