@@ -288,9 +288,9 @@ async def serve(settings: Settings, member: Member | None = None) -> int:
     if member is not None:
         # A worker that took requests while it loads would refuse what the others can answer.
         await asyncio.wait([loading])
-        http_server.adopt(member.http)
+        http_server.adopt(member.http, member.held("http"))
         if member.grpc is not None:
-            gateway.grpc.adopt(member.grpc)
+            gateway.grpc.adopt(member.grpc, member.held("grpc"))
     await asyncio.gather(http_server.serve(), gateway.grpc.serve(settings.drain_timeout))
     failed = loading.done() and not loading.cancelled() and loading.exception() is not None
     loading.cancel()

@@ -38,8 +38,8 @@ SWEEP_SECONDS = 0.01  # how late, at most, a waiting request learns that its dea
 # A batch shorter than this runs on the event loop: handing it to another thread and back would take as long. What slows
 # the one down, slows the other, too.
 INLINE_SECONDS = 0.001
-# Requests that come together arrive in one turn of the event loop, or in the next. So many turns without another one end
-# the waiting; an empty turn takes some microseconds.
+# Requests that come together arrive in one turn of the event loop, or in the next. So many turns without another one
+# end the waiting; an empty turn takes some microseconds.
 QUIET_TURNS = 2
 LATE_WEIGHT = 0.05  # of one answer in the average of how late answers are
 # Mean deviations above that average that an answer is expected to be late (as TCP's retransmission timeout; Jacobson,

@@ -21,7 +21,8 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from service.settings import Settings
 from service.workers import sockets
-from service.workers.member import Member
+from service.workers.accepting import ABSENT, Held
+from service.workers.member import TRANSPORTS, Member
 from service.workers.peers import SUFFIX
 
 log = logging.getLogger(__name__)
@@ -66,11 +67,16 @@ class Supervisor:
             alive, mine = os.pipe()
             held.callback(os.close, alive)
             held.callback(os.close, mine)
-            member = Member(str(folder), http.fileno(), grpc.fileno() if grpc else None, alive)
+            for transport in TRANSPORTS:
+                Held.make(folder / f"{transport}.connections", settings.workers)
+            members = [
+                Member(str(folder), slot, http.fileno(), grpc.fileno() if grpc else None, alive)
+                for slot in range(settings.workers)
+            ]
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._pass_on, number)
-            await asyncio.gather(*(self._keep(member) for _ in range(settings.workers)))
+            await asyncio.gather(*map(self._keep, members))
         log.info("stopped")
         return self._status
 
@@ -83,7 +89,7 @@ class Supervisor:
             # Between a signal and the start of a worker nothing else has told it to stop.
             if self._stopping.is_set():
                 process.send_signal(signal.SIGTERM)
-            status = await self._ended(process, member.path())
+            status = await self._ended(process, member)
             if self._stopping.is_set():
                 self._status = self._status or (1 if status else 0)
                 return
@@ -102,7 +108,7 @@ class Supervisor:
 
     async def _start(self, member: Member) -> asyncio.subprocess.Process:
         settings = self._settings
-        environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": member.folder, "UV_TCP_SINGLE_ACCEPT": "1"}
+        environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": member.folder}
         if "threads" not in settings.model_fields_set:
             environment["FOVEA_THREADS"] = str(max(1, settings.threads // settings.workers))
         process = await asyncio.create_subprocess_exec(
@@ -115,12 +121,14 @@ class Supervisor:
         self._processes[process.pid] = process
         return process
 
-    async def _ended(self, process: asyncio.subprocess.Process, folder: Path) -> int:
+    async def _ended(self, process: asyncio.subprocess.Process, member: Member) -> int:
         """Wait until it has; gives its exit status, or the negative number of the signal that ended it."""
         status = await process.wait()
         del self._processes[process.pid]
-        mark_process_dead(process.pid, str(folder))  # type: ignore[no-untyped-call]
-        (folder / f"{process.pid}{SUFFIX}").unlink(missing_ok=True)
+        mark_process_dead(process.pid, member.folder)  # type: ignore[no-untyped-call]
+        (member.path() / f"{process.pid}{SUFFIX}").unlink(missing_ok=True)
+        for transport in TRANSPORTS:
+            member.held(transport).set(ABSENT)
         return status
 
     def _pass_on(self, number: signal.Signals) -> None:

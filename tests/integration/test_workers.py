@@ -100,9 +100,10 @@ def test_one_that_is_killed_is_replaced_and_the_others_serve_on(server: Server) 
     assert sum(wrong) == 0
     assert max(broken) <= 1  # the connections of the one that died, each once
     assert before[1] in workers(server)
-    # What the dead one had counted is not forgotten; what it was busy with may or may not have been counted.
+    # What the dead one had counted is not forgotten; what it was busy with, and the answers of the event loop's last
+    # turn, may or may not have been counted.
     counted = server.metrics()("requests_total", model="tiny", code="ok")
-    assert sum(right) <= counted <= sum(right) + sum(broken)
+    assert sum(right) - CLIENTS <= counted <= sum(right) + sum(broken)
     assert any("SIGKILL" in line["message"] for line in server.log() if line["level"] == "error")
 
 

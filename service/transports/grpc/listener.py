@@ -11,6 +11,7 @@ from collections.abc import Callable
 from service.transports.grpc.http2 import frames
 from service.transports.grpc.http2.connection import Connection, Receiver, Stream
 from service.transports.grpc.http2.headers import Headers
+from service.workers.accepting import Acceptor, Held
 
 # A peer that has vanished without a word is noticed after two to three such spans: in one it said nothing, in the next
 # it did not answer a ping either.
@@ -37,12 +38,16 @@ class Listener:
         self._max_streams = max_streams
         self._connections: set[_Protocol] = set()
         self._empty = asyncio.Event()
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | Acceptor | None = None
 
-    async def start(self, listening: socket.socket, tls: ssl.SSLContext | None) -> None:
-        """Take connections from now on."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._connection, sock=listening, ssl=tls)
+    async def start(self, listening: socket.socket, tls: ssl.SSLContext | None, held: Held | None = None) -> None:
+        """Take connections from now on; where other processes do, too, each its share."""
+        if held is None:
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_server(self._connection, sock=listening, ssl=tls)
+            return
+        self._server = Acceptor(listening, self._connection, tls, count=lambda: len(self._connections), held=held)
+        self._server.start()
 
     async def stop(self, patience: float) -> None:
         """Take no more, and wait until those that are there have ended.

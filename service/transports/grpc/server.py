@@ -23,6 +23,7 @@ from service.transports.grpc.native import NativeService
 from service.transports.grpc.open_inference import OpenInferenceService
 from service.transports.grpc.reflection import Reflection
 from service.workers import sockets
+from service.workers.accepting import Held
 
 # Calls beyond the limit are refused in our words, and counted; so many on one connection.
 MARGIN_CALLS = 1000
@@ -71,6 +72,7 @@ class GrpcServer:
         self._tls = tls
         self._stopped = asyncio.Event()
         self._socket: socket.socket | None = None
+        self._held: Held | None = None
 
     def listen(self, host: str, port: int) -> str:
         """Take the address.
@@ -89,9 +91,10 @@ class GrpcServer:
         host, port = self._socket.getsockname()[:2]
         return sockets.shown("grpcs" if self._tls else "grpc", host, port)
 
-    def adopt(self, descriptor: int) -> None:
-        """Accept from a socket that listens already, which other processes may do, too."""
+    def adopt(self, descriptor: int, held: Held) -> None:
+        """Accept from a socket that listens already, like other processes, of which each holds its share."""
         self._socket = socket.socket(fileno=descriptor)
+        self._held = held
 
     def drain(self) -> None:
         """Tell those who watch the server's health that it has changed."""
@@ -104,7 +107,7 @@ class GrpcServer:
             drain_timeout: Seconds after that until what is still there is refused.
         """
         if self._socket is not None:
-            await self._listener.start(self._socket, _context(*self._tls) if self._tls else None)
+            await self._listener.start(self._socket, _context(*self._tls) if self._tls else None, self._held)
         await self._stopped.wait()
         self._calls.close_streams()
         self._health.changed()

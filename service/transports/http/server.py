@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Generator
@@ -12,14 +13,40 @@ from starlette.types import ASGIApp
 
 from service.transports.http.protocol import JoiningProtocol
 from service.workers import sockets
+from service.workers.accepting import Acceptor, Held
 
 
 class _Uvicorn(uvicorn.Server):
-    """Leaves signals to us: readiness has to change before the listening socket closes, and a drain exits with 0."""
+    """Leaves signals to us: readiness has to change before the listening socket closes, and a drain exits with 0.
+
+    Attributes:
+        held: The connections of each process that takes some from the same socket; None if it is the only one.
+    """
+
+    held: Held | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup([] if self.held else sockets)
+        if self.held is None:
+            return
+        config = self.config
+
+        def protocol() -> asyncio.Protocol:
+            made: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]
+                config=config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+            return made
+
+        for listening in sockets or ():
+            acceptor = Acceptor(
+                listening, protocol, config.ssl, count=lambda: len(self.server_state.connections), held=self.held
+            )
+            acceptor.start()
+            self.servers.append(acceptor)  # type: ignore[arg-type] # it can all that is asked of one
 
 
 class HttpServer:
@@ -66,9 +93,10 @@ class HttpServer:
         host, port = self._socket.getsockname()[:2]
         return sockets.shown("https" if self._tls else "http", host, port)
 
-    def adopt(self, descriptor: int) -> None:
-        """Accept from a socket that listens already, which other processes may do, too."""
+    def adopt(self, descriptor: int, held: Held) -> None:
+        """Accept from a socket that listens already, like other processes, of which each holds its share."""
         self._socket = socket.socket(fileno=descriptor)
+        self._server.held = held
 
     async def serve(self) -> None:
         """Answer until told to stop, and then what has been accepted."""
