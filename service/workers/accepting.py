@@ -89,6 +89,11 @@ class Acceptor:
         if self._later is not None:
             self._later.cancel()
 
+    async def settled(self, seconds: float) -> None:
+        """Wait until what was being taken is there, or has failed."""
+        if self._coming:
+            await asyncio.wait(self._coming, timeout=seconds)
+
     async def wait_closed(self) -> None:
         """There is nothing to wait for."""
 

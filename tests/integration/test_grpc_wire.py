@@ -214,6 +214,46 @@ def test_the_server_keeps_a_deadline_that_the_client_does_not(server: Server, wi
     server.wait_until(lambda: server.metrics()("inflight", transport="grpc") == 0)
 
 
+def test_messages_wait_as_they_came(server: Server, wire: Wire) -> None:
+    """A window full of bombs is one bomb at a time, and one of empty messages is not an endless queue."""
+    bomb = framed(gzip.compress(bytes(20_000_000)), compressed=True)
+    number = wire.open(STREAM, grpc_encoding="gzip")
+    before = memory(server)
+    wire.send(number, bomb * 20)
+    assert wire.answer(number).status == "8"
+    assert memory(server) - before < 60e6
+    wire.socket.close()
+    idle = Wire(server.grpc, reads=False, window=0)
+    number = idle.open(STREAM)
+    idle.socket.settimeout(0.5)
+    assert flood(idle, number, framed(b""), 30_000_000) < 5_000_000
+    idle.socket.close()
+
+
+def memory(server: Server) -> float:
+    """Resident bytes."""
+    (line,) = [
+        line
+        for line in Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
+        if line.startswith("VmRSS:")
+    ]
+    return int(line.split()[1]) * 1024
+
+
+def test_a_message_that_does_not_come_is_not_waited_for(repository: Path, launch: Callable[..., Server]) -> None:
+    server = launch(repository, default_timeout_ms=200, max_timeout_ms=300)
+    wire = Wire(server.grpc)
+    answer = wire.answer(wire.open())
+    assert (answer.status, answer.code) == ("4", "deadline_exceeded")
+    wire.socket.close()
+
+
+def test_refused_calls_are_in_the_log_with_their_request_id(server: Server, wire: Wire) -> None:
+    wire.ask(b"", path="/no.such/Method", x_request_id="find-me")
+    line = server.wait_log(lambda line: "/no.such/Method" in line["message"], 5)
+    assert line["request_id"] == "find-me"
+
+
 def test_what_cannot_be_answered_by_the_deadline_is_refused_at_once(wire: Wire) -> None:
     slow = pb.ClassifyRequest(images=[png(picture(3))], model="slow").SerializeToString()
     assert wire.ask(framed(slow)).status == "0"  # what took a while just now would take it again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -316,7 +317,8 @@ def bare(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
         (BEGIN + frames.settings({}) * MANY, frames.ENHANCE_YOUR_CALM),
         (BEGIN + HEADERS + bare(frames.DATA, 0, 1) * MANY, frames.ENHANCE_YOUR_CALM),
         (BROKEN_OFF + bare(frames.CONTINUATION, 0, 1) * MANY, frames.ENHANCE_YOUR_CALM),
-        (BROKEN_OFF + bare(frames.CONTINUATION, 0, 1, bytes(16_000)) * 5, frames.ENHANCE_YOUR_CALM),
+        (BROKEN_OFF + bare(frames.CONTINUATION, 0, 1, bytes(16_000)) * 3, frames.ENHANCE_YOUR_CALM),
+        (BEGIN + bare(frames.HEADERS, 4, 1, bytes(100_000)), frames.ENHANCE_YOUR_CALM),
         (BEGIN + HEADERS + bare(frames.DATA, 0, 1, bytes(2**17)) * (WINDOW // 2**17 + 1), None),  # which is given back
     ],
 )  # fmt: skip
@@ -363,6 +365,42 @@ def test_what_ends_a_stream(sent: bytes, code: int) -> None:
     assert all(heard.lost for heard in talk.heard)
     talk.server.receive(bare(frames.HEADERS, 5, 3, BLOCK))
     assert talk.heard[-1].whole
+
+
+def test_pings_on_answers_are_no_flood() -> None:
+    """grpc-go sends one with each first frame of data, to measure the way there and back."""
+    talk = Talk()
+    talk.server.receive(BEGIN + frames.numbered(frames.WINDOW_UPDATE, 0, 2**20))
+    for number in range(1, 4 * MANY, 2):
+        talk.server.receive(bare(frames.HEADERS, 5, number, BLOCK))
+        talk.heard.pop().stream.send(HEAD, b"answer", LAST)
+        talk.server.receive(bare(frames.PING, 0, 0, bytes(8)))
+    assert not talk.server.finished
+
+
+def test_streams_that_end_by_the_clients_own_fault_are_counted() -> None:
+    talk = Talk()
+    talk.server.receive(BEGIN)
+    for number in range(1, 2 * MANY + 2, 2):
+        talk.server.receive(HEADERS.replace(b"\0\0\0\1", number.to_bytes(4), 1) + frames.numbered(8, number, 0))
+    assert talk.ended() == frames.ENHANCE_YOUR_CALM
+
+
+def test_many_settings_and_many_streams_that_wait_take_no_time() -> None:
+    talk = Talk(max_streams=3000)
+    talk.server.receive(BEGIN + frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
+    for number in range(1, 6000, 2):
+        talk.server.receive(bare(frames.HEADERS, 5, number, BLOCK))
+        talk.heard[-1].stream.send(HEAD, b"answer", LAST)
+    started = time.process_time()
+    entries = b"".join(struct.pack(">HL", frames.INITIAL_WINDOW_SIZE, 0) for _ in range(20_000))
+    talk.server.receive(bare(frames.SETTINGS, 0, 0, entries))
+    talk.server.receive(frames.numbered(frames.WINDOW_UPDATE, 0, 1) * 20_000)
+    assert time.process_time() - started < 1  # 19 s, when each walked over all streams
+    assert not talk.server.finished
+    talk.frames()
+    talk.server.receive(frames.settings({frames.INITIAL_WINDOW_SIZE: 100}))
+    assert sum(kind == frames.DATA for kind, *_ in talk.frames()) == 3000
 
 
 def test_more_streams_than_are_taken_at_once() -> None:

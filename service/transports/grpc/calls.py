@@ -248,7 +248,9 @@ class Call(Exchange):
         """Before the client can know that it was answered, so that nobody sees counts from before it."""
         self._others.calls.discard(self)
         traced.finish(self, STATUSES[self.code].value[0])
+        before = request_id_context.set(self.request_id)  # it may not be its own task that ends it
         self._others.accounts.close(self, "%s %s", self.method.name, STATUSES[self.code].name)
+        request_id_context.reset(before)
 
 
 class UnaryCall(Call):

@@ -52,6 +52,8 @@ class Gate:
         else:
             if method.streams:
                 call.start()
+            else:
+                rpc.expect()
         return rpc
 
     def _admit(self, call: Call, headers: Headers) -> None:

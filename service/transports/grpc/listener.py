@@ -58,6 +58,8 @@ class Listener:
         if self._server is None:
             return
         self._server.close()
+        if isinstance(self._server, Acceptor):
+            await self._server.settled(AWARE_SECONDS)
         for protocol in tuple(self._connections):
             protocol.drain()
         try:
@@ -119,9 +121,11 @@ class _Protocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._http2.paused = True
+        self._transport.pause_reading()  # what is asked would be answered, and the answers kept
 
     def resume_writing(self) -> None:
         self._http2.paused = False
+        self._transport.resume_reading()
         self._http2.pump()
 
     def drain(self) -> None:

@@ -22,6 +22,7 @@ from service.transports.grpc.http2.headers import Headers
 
 CONTENT_TYPE = b"application/grpc"
 MAX_DETAIL = 1024  # characters of a status's message
+MESSAGE_BYTES = 128  # that a message takes which waits, beside its own
 
 _PREFIX = struct.Struct(">BL")
 _HEAD = headers.status(200) + headers.encode((b"content-type", CONTENT_TYPE))
@@ -66,7 +67,7 @@ class Rpc:
         stream: Its stream.
         request: Its headers.
         max_bytes: Of a message; a longer one is refused as soon as it says how long it is.
-        patience: Seconds that a client may take to take an answer.
+        patience: Seconds that a client may take to send a call's only message, and to take an answer.
 
     Attributes:
         method: `/package.Service/Method`.
@@ -92,7 +93,7 @@ class Rpc:
         self._closed = False  # to what is still to be read
         self._error: FoveaError | None = None
         self._buffer = bytearray()
-        self._messages: deque[bytes] = deque()
+        self._messages: deque[tuple[bytes, bool]] = deque()  # and whether they are compressed
         self._unread = 0  # bytes of them
         self._held = 0  # bytes that the client may not send again yet
         self._reader: asyncio.Future[None] | None = None
@@ -119,6 +120,11 @@ class Rpc:
                 raise InvalidRequest("grpc-timeout must be up to eight digits and a unit")
             self.timeout = int(found[1]) * _SECONDS[found[2]]
             self._timer = asyncio.get_running_loop().call_later(self.timeout, owner.late)
+
+    def expect(self) -> None:
+        """The message has to come while the server is patient, unless the call has a deadline of its own."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._patience, self._owner.late)
 
     # What comes.
 
@@ -150,10 +156,8 @@ class Rpc:
             if stop > len(buffer):
                 break
             message = bytes(memoryview(buffer)[start + _PREFIX.size : stop])
-            if compressed:
-                message = self._decompressed(message)
-            self._messages.append(message)
-            self._unread += len(message)
+            self._messages.append((message, bool(compressed)))
+            self._unread += len(message) + MESSAGE_BYTES
             start = stop
         return start
 
@@ -186,6 +190,9 @@ class Rpc:
         self._wake()
 
     def _wake(self) -> None:
+        """There is a message, or the end, or a fault."""
+        if self.timeout is None and not self._closed:
+            self._stop_clock()
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
         self._owner.readable()
@@ -198,7 +205,7 @@ class Rpc:
 
     def broken(self) -> None:
         self._stop_clock()
-        self._closed = True
+        self._forget()
         for waiter in (self._reader, self._sender):
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
@@ -218,10 +225,10 @@ class Rpc:
         """
         while not self._closed:
             if self._messages:
-                message = self._messages.popleft()
-                self._unread -= len(message)
+                message, compressed = self._messages.popleft()
+                self._unread -= len(message) + MESSAGE_BYTES
                 self._give()
-                return message
+                return self._decompressed(message) if compressed else message
             if self._error is not None:
                 raise self._error
             if self.whole:
@@ -266,10 +273,16 @@ class Rpc:
 
     def _finished(self) -> None:
         """A client that does not take its answer does not keep it here for ever."""
-        self._closed = True
+        self._forget()
         self._stop_clock()
         if self._stream.pending:
             self._timer = asyncio.get_running_loop().call_later(self._patience, self._stream.reset, frames.CANCEL)
+
+    def _forget(self) -> None:
+        """Nothing is read any more: what has come would stay until the next collection of garbage."""
+        self._closed = True
+        self._messages.clear()
+        self._buffer = bytearray()
 
     def _stop_clock(self) -> None:
         if self._timer is not None:

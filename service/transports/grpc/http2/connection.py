@@ -7,6 +7,7 @@ way: they are let pass.
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
@@ -18,6 +19,7 @@ STREAM_WINDOW = 2**20  # bytes that a client may send on a stream before any is 
 WINDOW = 2**24  # and on the connection, where what has come is used up at once
 MAX_FRAME = 2**17
 MAX_HEADER_LIST = 16 * 1024  # bytes, as the protocol counts them, that clients are told
+MAX_WHY = 200  # characters of what a client is told when the connection ends
 # Frames that carry nothing: in so many seconds a client may send so many.
 IDLE_FRAMES = 5000
 IDLE_SECONDS = 10.0
@@ -87,7 +89,7 @@ class Connection:
         self._last: int | None = None  # that is taken, once the server stops
         self._block: tuple[int, int, bytearray] | None = None  # stream, flags and what has come of a header block
         self._credit = WINDOW
-        self._waiting: dict[int, Stream] = {}  # streams with data that the client does not take yet
+        self._waiting: OrderedDict[int, Stream] = OrderedDict()  # streams with data that may be sent in their turn
         self._out: list[bytes] = []
         self._receiving = False
         self._idle_frames = 0
@@ -119,7 +121,7 @@ class Connection:
         try:
             self._parse(self._rest + data if self._rest else data)
         except ConnectionFault as fault:
-            self.write(frames.goaway(self.highest, fault.code, str(fault)))
+            self.write(frames.goaway(self.highest, fault.code, str(fault)[:MAX_WHY]))
             self.lose()
         finally:
             self._receiving = False
@@ -145,7 +147,7 @@ class Connection:
 
     def close(self) -> None:
         """Take no stream that is not there yet; the connection is finished when those are."""
-        if self._last is None:
+        if self._last is None and not self.finished:
             self._last = self.highest
             self.finished |= not self.streams
             self.write(frames.goaway(self._last, frames.NO_ERROR, "the server is shutting down"))
@@ -253,6 +255,7 @@ class Connection:
             if len(block) < 5:
                 raise ConnectionFault(frames.FRAME_SIZE_ERROR, "HEADERS are shorter than their priority")
             block = block[5:]
+        _check_length(block)
         if flags & frames.END_HEADERS:
             self._whole(number, flags, block)
         else:
@@ -265,8 +268,7 @@ class Connection:
         self._idle()
         number, given, block = self._block
         block += payload
-        if len(block) > MAX_BYTES:
-            raise ConnectionFault(frames.ENHANCE_YOUR_CALM, f"a header block has more than {MAX_BYTES} bytes")
+        _check_length(block)
         if flags & frames.END_HEADERS:
             self._block = None
             self._whole(number, given, bytes(block))
@@ -295,6 +297,7 @@ class Connection:
             stream.end()
 
     def _break(self, number: int, code: int) -> None:
+        self._idle()  # or streams could be opened and ended without end
         if (stream := self.streams.get(number)) is not None:
             stream.reset(code)
             stream.receiver.broken()
@@ -306,7 +309,7 @@ class Connection:
             if payload:
                 raise ConnectionFault(frames.FRAME_SIZE_ERROR, "SETTINGS were acknowledged with settings")
             return
-        for setting, value in frames.read_settings(payload):
+        for setting, value in dict(frames.read_settings(payload)).items():  # of those that come twice the last
             if setting == frames.INITIAL_WINDOW_SIZE:
                 if value > frames.LARGEST_WINDOW:
                     raise ConnectionFault(frames.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is too large")
@@ -314,6 +317,7 @@ class Connection:
                 self.first_window = value
                 for stream in self.streams.values():
                     stream.grow(more)
+                    self.wait(stream)
             elif setting == frames.MAX_FRAME_SIZE:
                 if not frames.SMALLEST_MAX_FRAME <= value <= frames.LARGEST_MAX_FRAME:
                     raise ConnectionFault(frames.PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of range")
@@ -336,6 +340,7 @@ class Connection:
             if stream.window + more > frames.LARGEST_WINDOW:
                 raise StreamFault(frames.FLOW_CONTROL_ERROR)
             stream.window += more
+            self.wait(stream)
         elif number == 0:
             self.window += more
             if self.window > frames.LARGEST_WINDOW:
@@ -352,8 +357,9 @@ class Connection:
         return NO_TABLE
 
     def wait(self, stream: Stream) -> None:
-        """The stream has data that cannot be sent yet."""
-        self._waiting[stream.number] = stream
+        """The stream has data, if any, that can be sent in its turn."""
+        if stream.pending:
+            self._waiting[stream.number] = stream
 
     def forget(self, stream: Stream) -> None:
         """The stream has ended."""
@@ -362,16 +368,22 @@ class Connection:
         if self._last is not None and not self.streams:
             self.finished = True
 
+    def answered(self) -> None:
+        """Data has gone; clients ping when it comes, to measure the way there and back."""
+        if self._idle_frames:
+            self._idle_frames -= 1
+
     def pump(self) -> None:
-        """Send what had to wait, as far as it goes, in turns."""
+        """Send what had to wait, in turns; a stream whose own window is closed waits for that alone."""
         while self._waiting and self.window > 0 and not self.paused:
-            moved = False
-            for stream in tuple(self._waiting.values()):
-                moved |= stream.push()
-                if not stream.pending:
-                    self._waiting.pop(stream.number, None)
-            if not moved:
-                return
+            _, stream = self._waiting.popitem(last=False)
+            if stream.push() and stream.pending:
+                self.wait(stream)
+
+
+def _check_length(block: bytes | bytearray) -> None:
+    if len(block) > MAX_BYTES:
+        raise ConnectionFault(frames.ENHANCE_YOUR_CALM, f"a header block has more than {MAX_BYTES} bytes")
 
 
 class Stream:
@@ -464,6 +476,7 @@ class Stream:
             self.window -= length
             connection.window -= length
             parts.append(frames.frame(frames.DATA, 0, self.number, data))
+            connection.answered()
         elif data:
             self._queue.append(memoryview(data))
             self.pending += length
@@ -502,6 +515,7 @@ class Stream:
         connection.window -= len(data)
         self.pending -= len(data)
         connection.write(frames.frame(frames.DATA, 0, self.number, data))
+        connection.answered()
         if not self.pending:
             if self._trailers is not None:
                 connection.write(self._last(self._trailers))

@@ -15,8 +15,8 @@ from hpack.table import HeaderTable
 
 from service.transports.grpc.http2.frames import COMPRESSION_ERROR, ConnectionFault
 
-MAX_BYTES = 64 * 1024  # of a block, as it comes and as it is read
-REMEMBERED = 64  # blocks
+MAX_BYTES = 32 * 1024  # of a block, as it comes and as it is read
+REMEMBERED, REMEMBERED_BYTES = 64, 1024  # blocks at most, and of each
 
 # A block that says that we use no table, whatever size of one the peer allows.
 NO_TABLE = b"\x20"
@@ -77,7 +77,7 @@ class Decoder:
         same = self._table.state() == state
         if not same or len(self._known) >= REMEMBERED:
             self._known.clear()
-        if same:
+        if same and len(block) <= REMEMBERED_BYTES:
             self._known[block] = headers
         return headers
 
