@@ -9,10 +9,11 @@ import re
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import orjson
 
@@ -34,51 +35,56 @@ def _second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
-class LineFormatter(logging.Formatter):
+class Entry(NamedTuple):
+    """What a line is made of.
+
+    Attributes:
+        created: Seconds since 1970.
+        level: Its name, in small letters.
+        logger: Its name.
+        message: What happened.
+        extras: What stands beside it, by name.
+        exception: The traceback, if there is one.
+    """
+
+    created: float
+    level: str
+    logger: str
+    message: str
+    extras: Mapping[str, object]
+    exception: str | None = None
+
+
+class LineFormatter(logging.Formatter, ABC):
     """Makes lines of what a record holds, and of what never was one."""
 
     def format(self, record: logging.LogRecord) -> str:
         exception = self.formatException(record.exc_info) if record.exc_info else None
         extras = {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
-        return self.line(record.created, record.levelname.lower(), record.name, record.getMessage(), extras, exception)
+        level = record.levelname.lower()
+        return self.line(Entry(record.created, level, record.name, record.getMessage(), extras, exception))
 
-    def line(
-        self,
-        created: float,
-        level: str,
-        logger: str,
-        message: str,
-        extras: Mapping[str, object],
-        exception: str | None = None,
-    ) -> str:
-        """One line, or several with a traceback; `created` is in seconds since 1970."""
-        raise NotImplementedError
+    @abstractmethod
+    def line(self, entry: Entry) -> str:
+        """One line, or several with a traceback."""
 
 
 class JsonFormatter(LineFormatter):
     """One JSON object a line: time (UTC), level, logger, message, request_id and the record's extras."""
 
-    def line(
-        self,
-        created: float,
-        level: str,
-        logger: str,
-        message: str,
-        extras: Mapping[str, object],
-        exception: str | None = None,
-    ) -> str:
-        seconds = int(created)
+    def line(self, entry: Entry) -> str:
+        seconds = int(entry.created)
         line: dict[str, object] = {
-            "time": f"{_second(seconds)}.{int((created - seconds) * 1000):03d}Z",
-            "level": level,
-            "logger": logger,
-            "message": message,
+            "time": f"{_second(seconds)}.{int((entry.created - seconds) * 1000):03d}Z",
+            "level": entry.level,
+            "logger": entry.logger,
+            "message": entry.message,
         }
         if request_id := request_id_context.get():
             line["request_id"] = request_id
-        line |= extras
-        if exception is not None:
-            line["exception"] = exception
+        line |= entry.extras
+        if entry.exception is not None:
+            line["exception"] = entry.exception
         text = orjson.dumps(line, default=str).decode()
         # JSON need not escape these, but readers that know Unicode end a line at some, and terminals obey others.
         return text if text.isascii() else _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
@@ -87,22 +93,14 @@ class JsonFormatter(LineFormatter):
 class TextFormatter(LineFormatter):
     """For people: time, level, message, extras, request id."""
 
-    def line(
-        self,
-        created: float,
-        level: str,
-        logger: str,
-        message: str,
-        extras: Mapping[str, object],
-        exception: str | None = None,
-    ) -> str:
-        del logger
+    def line(self, entry: Entry) -> str:
+        extras = entry.extras
         if request_id := request_id_context.get():
             extras = {**extras, "request_id": request_id}
-        clock = time.strftime("%H:%M:%S", time.localtime(created))
+        clock = time.strftime("%H:%M:%S", time.localtime(entry.created))
         tail = "  " + " ".join(f"{key}={value}" for key, value in extras.items()) if extras else ""
-        text = _CONTROL.sub(lambda match: repr(match[0])[1:-1], f"{clock} {level:7} {message}{tail}")
-        return text if exception is None else f"{text}\n{exception}"
+        text = _CONTROL.sub(lambda match: repr(match[0])[1:-1], f"{clock} {entry.level:7} {entry.message}{tail}")
+        return text if entry.exception is None else f"{text}\n{entry.exception}"
 
 
 class BufferedHandler(logging.Handler):
@@ -161,7 +159,7 @@ def access(line: str, values: tuple[object, ...], extras: Mapping[str, object]) 
         return
     for handler in logging.root.handlers:
         if isinstance(handler, BufferedHandler):
-            handler.write(handler.lines.line(time.time(), "info", _access.name, line % values, extras))
+            handler.write(handler.lines.line(Entry(time.time(), "info", _access.name, line % values, extras)))
             return
     _access.info(line, *values, extra=extras)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ class InFlight:
             call.cut()
 
 
-class Call(Exchange):
+class Call(Exchange, ABC):
     """One call. Satisfies `Owner`.
 
     Args:
@@ -230,13 +231,13 @@ class Call(Exchange):
             if not self.method.streams:
                 traced.begin(tracer, self, self.method.name, self.carrier)
 
+    @abstractmethod
     async def _answer(self) -> bytes:
         """What is sent last, if not nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _send(self, answer: bytes) -> None:
         """Send what is sent last."""
-        raise NotImplementedError
 
     def _checked(self, message: bytes) -> bytes:
         most = self._others.limits.max_message_bytes

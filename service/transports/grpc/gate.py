@@ -41,12 +41,12 @@ class Gate:
         call: Call = (StreamCall if shown.streams else UnaryCall)(self._calls, shown, rpc)
         call.begin()
         try:
-            rpc.begin(call, headers)
+            rpc.begin(call)
             if method is None:
                 raise _NoSuchMethod(f"there is no method {rpc.method[:200]} here; reflection lists what there is")
             if busy:
                 raise Overloaded(f"{most} calls at once are as many as are taken", retry_after=RETRY_AFTER)
-            self._admit(call, headers)
+            self._admit(call, rpc.metadata.get(b"authorization"))
         except FoveaError as error:
             call.refuse(error)
         else:
@@ -56,11 +56,10 @@ class Gate:
                 rpc.expect()
         return rpc
 
-    def _admit(self, call: Call, headers: Headers) -> None:
+    def _admit(self, call: Call, given: bytes | None) -> None:
         """Raises: FoveaError: The key that came with the call does not say that it is taken."""
         if call.method.open:
             return
-        given = headers.values.get(b"authorization")
         call.caller = self._ring.check(None if given is None else bearer(given.decode("latin-1")))
         if call.caller is not None and isinstance(call, UnaryCall):  # of a stream, each message is counted
             call.pending = call.caller.charge()

@@ -76,9 +76,9 @@ class Rpc:
         whole: The client has said all.
     """
 
-    __slots__ = ("_begun", "_buffer", "_closed", "_error", "_held", "_max_bytes", "_messages", "_owner", "_patience",
-                 "_reader", "_sender", "_stream", "_timer", "_unread", "metadata", "method", "timeout",
-                 "whole")  # fmt: skip
+    __slots__ = ("_begun", "_buffer", "_closed", "_error", "_header_bytes", "_held", "_max_bytes", "_messages",
+                 "_owner", "_patience", "_reader", "_sender", "_stream", "_timer", "_unread", "metadata", "method",
+                 "timeout", "whole")  # fmt: skip
 
     def __init__(self, stream: Stream, request: Headers, *, max_bytes: int, patience: float) -> None:
         self.metadata = request.values
@@ -95,24 +95,21 @@ class Rpc:
         self._buffer = bytearray()
         self._messages: deque[tuple[bytes, bool]] = deque()  # and whether they are compressed
         self._unread = 0  # bytes of them
+        self._header_bytes = request.bytes
         self._held = 0  # bytes that the client may not send again yet
         self._reader: asyncio.Future[None] | None = None
         self._sender: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, owner: Owner, request: Headers) -> None:
-        """Listen from now on.
-
-        Args:
-            owner: Hears of it.
-            request: The call's headers.
+    def begin(self, owner: Owner) -> None:
+        """Have somebody hear of it from now on.
 
         Raises:
-            FoveaError: They make no sense.
+            FoveaError: Its headers make no sense.
         """
         self._owner = owner
-        if request.bytes > MAX_HEADER_LIST:
-            raise TooLarge(f"the metadata has {request.bytes} bytes; at most {MAX_HEADER_LIST} are taken")
+        if self._header_bytes > MAX_HEADER_LIST:
+            raise TooLarge(f"the metadata has {self._header_bytes} bytes; at most {MAX_HEADER_LIST} are taken")
         given = self.metadata.get(b"grpc-timeout")
         if given is not None:
             found = _TIMEOUT.fullmatch(given)
