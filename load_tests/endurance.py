@@ -17,7 +17,6 @@ import base64
 import collections
 import json
 import random
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +33,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from load_tests import figures
 from load_tests.gateway import ROOT, Gateway, Usage, served
 from load_tests.locust_users.http_client import multipart
+from load_tests.sender import response
 
 CLIENTS = 16
 SAMPLES = 100  # looks at the server's memory
@@ -49,7 +49,7 @@ class Line(asyncio.Protocol):
     """A connection with at most one request under way."""
 
     def __init__(self) -> None:
-        self._data = bytearray()
+        self._data = b""
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
         self.transport: asyncio.Transport
 
@@ -62,12 +62,10 @@ class Line(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._data += data
-        head, found, rest = self._data.partition(b"\r\n\r\n")
-        if found and self._answer and not self._answer.done():
-            length = int(re.search(rb"content-length: (\d+)", head, re.IGNORECASE)[1])  # type: ignore[index]
-            if len(rest) >= length:
-                self._data.clear()
-                self._answer.set_result((int(head[9:12]), bytes(rest)))
+        found = response(self._data)
+        if found is not None and self._answer and not self._answer.done():
+            self._data = b""
+            self._answer.set_result(found)
 
     async def ask(self, request: bytes, seconds: float) -> tuple[int, bytes]:
         """Status and body."""

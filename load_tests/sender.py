@@ -63,6 +63,15 @@ class Request:
         return self.head.format(f"{deadline * 1000:g}").encode() + self.body
 
 
+def response(data: bytes) -> tuple[int, bytes] | None:
+    """Status and body of a response; None if it is not whole yet, or does not say how long it is."""
+    end = data.find(b"\r\n\r\n") + 4
+    length = _LENGTH.search(data, 0, end) if end >= 4 else None
+    if length is None or len(data) < end + int(length[1]):
+        return None
+    return int(data[9:12]), data[end:]
+
+
 class _Line(asyncio.Protocol):
     def __init__(self, sender: Sender, data: bytes, waited: float) -> None:
         self.sent = time.perf_counter()
@@ -84,13 +93,10 @@ class _Line(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._answer:
             data = self._answer + data
-        end = data.find(b"\r\n\r\n") + 4
-        length = _LENGTH.search(data, 0, end) if end >= 4 else None
-        if length is None or len(data) < end + int(length[1]):
-            self._answer = data
-            return
-        self._answer = b""
-        self._sender.answered(self, int(data[9:12]), data[end:])
+        found = response(data)
+        self._answer = data if found is None else b""
+        if found is not None:
+            self._sender.answered(self, *found)
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._sender.lost(self)
