@@ -21,19 +21,28 @@ def shown(scheme: str, host: str, port: int) -> str:
     return f"{scheme}://{address(host, port)}"
 
 
-def listening(host: str, port: int) -> socket.socket:
+def _listening(host: str, port: int, protocol: str, option: str) -> socket.socket:
     """A socket that listens.
 
+    Args:
+        host: Address.
+        port: 0 takes a free one.
+        protocol: What is spoken there.
+        option: Of the command line, that chooses another port.
+
     Raises:
-        OSError: It cannot.
+        OSError: It cannot; the message says what to do.
     """
-    return socket.create_server((host, port), family=family(host), backlog=BACKLOG)
-
-
-def listening_for_grpc(host: str, port: int) -> socket.socket:
-    """As `listening`; the error says which option chooses another address."""
     try:
-        return listening(host, port)
+        return socket.create_server((host, port), family=family(host), backlog=BACKLOG)
     except OSError as error:
         where = address(host, port)
-        raise OSError(f"gRPC cannot listen on {where} (--grpc-port chooses another): {error}") from error
+        raise OSError(f"{protocol} cannot listen on {where} ({option} chooses another): {error}") from error
+
+
+def for_http(host: str, port: int) -> socket.socket:
+    return _listening(host, port, "HTTP", "--port")
+
+
+def for_grpc(host: str, port: int) -> socket.socket:
+    return _listening(host, port, "gRPC", "--grpc-port")

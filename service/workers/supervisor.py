@@ -57,11 +57,11 @@ class Supervisor:
         settings = self._settings
         scheme = "s" if settings.tls() else ""
         with contextlib.ExitStack() as held:
-            http = held.enter_context(sockets.listening(settings.host, settings.port))
+            http = held.enter_context(sockets.for_http(settings.host, settings.port))
             log.info("listening on %s", sockets.shown(f"http{scheme}", settings.host, http.getsockname()[1]))
             grpc = None
             if settings.grpc_port is not None:
-                grpc = held.enter_context(sockets.listening_for_grpc(settings.host, settings.grpc_port))
+                grpc = held.enter_context(sockets.for_grpc(settings.host, settings.grpc_port))
                 log.info("listening on %s", sockets.shown(f"grpc{scheme}", settings.host, grpc.getsockname()[1]))
             folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="fovea-", ignore_cleanup_errors=True)))
             alive, mine = os.pipe()

@@ -87,7 +87,7 @@ class GrpcServer:
         Raises:
             OSError: It cannot be listened on.
         """
-        self._socket = sockets.listening_for_grpc(host, port)
+        self._socket = sockets.for_grpc(host, port)
         host, port = self._socket.getsockname()[:2]
         return sockets.shown("grpcs" if self._tls else "grpc", host, port)
 

@@ -89,7 +89,7 @@ class HttpServer:
         Raises:
             OSError: It cannot be listened on.
         """
-        self._socket = sockets.listening(host, port)
+        self._socket = sockets.for_http(host, port)
         host, port = self._socket.getsockname()[:2]
         return sockets.shown("https" if self._tls else "http", host, port)
 
